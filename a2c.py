@@ -1,0 +1,431 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["gymnasium[classic-control,other]>=1.1", "numpy>=1.26", "torch>=2.6", "wandb>=0.23"]
+# ///
+"""A2C: advantage actor-critic, the synchronous form of A3C.
+
+Papers   Mnih et al. 2016 (arXiv:1602.01783), Alg. S3; Schulman et al. 2016 (arXiv:1506.02438), eq. 16
+Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step on L per rollout
+         δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    A and R are constants in L
+         V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or of the rollout
+Departs  synchronous environments; λ < 1 (λ = 1 is the paper's n-step advantage); Adam; separate actor and critic;
+         an episode that a time limit cuts bootstraps from its last observation
+Run      python a2c.py
+Result   not yet measured
+"""
+
+import argparse
+import collections
+import datetime
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import wandb
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import vector as vector_wrappers
+from torch import nn
+from torch.distributions import Categorical, Independent, Normal
+
+
+def parse_args(argv=None):
+    """Flags -> argparse.Namespace; a value out of range ends the program with one line and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    add("--env-id", default="CartPole-v1", help="Gymnasium id: flat observations, discrete or continuous actions")
+    add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over environments")
+    add("--num-envs", type=number(int, 1), default=16, help="environments stepped together")
+    add("--num-steps", type=number(int, 1), default=16, help="steps per environment and update, the paper's t_max")
+    add("--learning-rate", type=number(float, 0), default=7e-3, help="Adam's step size, the paper's η")
+    add("--anneal-lr", action=switch, default=True, help="let the learning rate fall linearly to 0")
+    add("--gamma", type=number(float, 0, 1), default=0.98, help="discount γ")
+    add("--gae-lambda", type=number(float, 0, 1), default=0.97, help="λ: 1 is the n-step advantage, 0 the TD error")
+    add("--vf-coef", type=number(float, 0), default=1.0, help="weight of the value loss")
+    add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
+    add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the global norm of the gradient to this")
+    add("--normalize-advantage", action=switch, default=False, help="scale each rollout's A to mean 0, deviation 1")
+    add("--normalize-env", action=switch, default=False, help="scale observations and rewards by running statistics")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=1, help="seeds networks, environments and actions")
+    add(
+        "--device",
+        type=device,
+        default="auto",
+        help="auto, cpu, cuda, cuda:N or mps; auto: the CPU, as the net is small",
+    )
+    add("--log-interval", type=number(int, 1), default=4_000, help="environment steps between log lines")
+    add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
+    add("--capture-video", action="store_true", help="record the first evaluation episode as MP4")
+    add(
+        "--checkpoint-interval",
+        type=number(int, 0),
+        default=50_000,
+        help="environment steps between; 0 only at the end",
+    )
+    add("--resume", help="checkpoint.pt to go on from, with fresh episodes; one that is complete is only evaluated")
+    add("--run-dir", default="runs", help="parent of the run folder, which holds the checkpoint and the video")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), help="disabled, offline or online")
+    add("--wandb-project", default=os.environ.get("WANDB_PROJECT", "reference-rl"), help="W&B project")
+    args = parser.parse_args(argv)
+    if args.total_timesteps < args.num_envs * args.num_steps:
+        parser.error(
+            f"argument --total-timesteps: one rollout (num_envs x num_steps) is {args.num_envs * args.num_steps}"
+        )
+    return args
+
+
+def mlp(num_inputs, num_outputs, output_gain):
+    """Two hidden layers of 64 tanh units, orthogonal weights: (..., num_inputs) -> (..., num_outputs)."""
+    layers = [nn.Linear(num_inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, num_outputs)]
+    for layer, gain in zip(layers[::2], (2**0.5, 2**0.5, output_gain), strict=True):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+class ActorCritic(nn.Module):
+    """π(a|s) and V(s) of flat observations: Categorical for discrete actions, Normal for continuous ones."""
+
+    statistics = ()  # with --normalize-env the running mean and variance of observations and of returns
+
+    def __init__(self, obs_space, action_space):
+        super().__init__()
+        self.discrete = isinstance(action_space, Discrete)
+        num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
+        self.actor = mlp(obs_space.shape[0], num_outputs, output_gain=0.01)  # near-uniform at the start
+        self.critic = mlp(obs_space.shape[0], 1, output_gain=1.0)
+        if not self.discrete:
+            self.log_std = nn.Parameter(torch.zeros(num_outputs))  # the same in all states
+
+    def forward(self, obs):
+        """(..., obs_dim) -> logits (..., num_actions) or means (..., action_dim), and values (...)."""
+        return self.actor(obs), self.critic(obs).squeeze(-1)
+
+    def policy(self, parameters):
+        """Logits or means, as from `forward` -> the distribution π(·|s), over action_dim dimensions together."""
+        if self.discrete:
+            return Categorical(logits=parameters, validate_args=False)
+        return Independent(Normal(parameters, self.log_std.exp(), validate_args=False), 1, validate_args=False)
+
+
+def compute_advantages(rewards, values, next_values, terminated, done, gamma, gae_lambda):
+    """GAE(γ, λ), eq. 16, as a backward recursion; every tensor and the result are (num_steps, num_envs)."""
+    delta = rewards + gamma * (1 - terminated) * next_values - values  # an episode cut by the clock still bootstraps
+    decay = gamma * gae_lambda * (1 - done)
+    advantages = torch.zeros_like(delta)
+    next_advantage = torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        advantages[t] = next_advantage = delta[t] + decay[t] * next_advantage
+    return advantages
+
+
+def masked_mean(x, valid):
+    """Mean of x over the entries with valid = 1, 0 if there is none; both (num_steps, num_envs)."""
+    return (x * valid).sum() / valid.sum().clamp(min=1)
+
+
+def normalize(advantages, valid):
+    """Scale to mean 0 and standard deviation 1 over the entries with valid = 1; both (num_steps, num_envs)."""
+    centered = advantages - masked_mean(advantages, valid)
+    return centered / (masked_mean(centered**2, valid).sqrt() + 1e-8)
+
+
+def a2c_loss(log_prob, entropy, values, advantages, returns, valid, vf_coef, ent_coef):
+    """L of the header -> (loss, metrics); every tensor is (num_steps, num_envs), entries with valid = 0 do not count."""
+    policy_loss = -masked_mean(log_prob * advantages.detach(), valid)
+    value_loss = masked_mean((returns.detach() - values) ** 2, valid)
+    entropy = masked_mean(entropy, valid)
+    loss = policy_loss + vf_coef * value_loss - ent_coef * entropy
+    return loss, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+
+def train(args):
+    """Train, log, save and evaluate -> (agent, history), history a list of (global_step, episode_return)."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)  # the network is tiny: one thread beats many
+    device = torch.device("cpu" if args.device == "auto" else args.device)
+    envs = make_envs(args)
+    agent = ActorCritic(envs.single_observation_space, envs.single_action_space).to(device)
+    if args.normalize_env:
+        agent.statistics = envs.env.obs_rms, envs.return_rms
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    start_step, run_id = load_checkpoint(args, agent, optimizer) if args.resume else (0, None)
+    folder, run = start_run(args, run_id)
+    print(f"{folder.name}  device {device}  threads {torch.get_num_threads()}", flush=True)
+
+    # A rollout is written in NumPy, like the environments, and goes to the device in one piece.
+    shape = args.num_steps, args.num_envs
+    observations = np.zeros((args.num_steps + 1, args.num_envs, *envs.single_observation_space.shape), np.float32)
+    actions = np.zeros((*shape, *envs.single_action_space.shape), np.int64 if agent.discrete else np.float32)
+    rewards, terminateds, dones, valids = np.zeros((4, *shape), np.float32)
+    done = np.zeros(args.num_envs, bool)
+    episode_return, episode_length = np.zeros((2, args.num_envs))
+    history, recent = [], collections.deque(maxlen=100)  # of (global_step, return), of (return, length)
+    batch_size, global_step, start_time = args.num_steps * args.num_envs, start_step, time.perf_counter()
+    try:
+        observations[0], _ = envs.reset(seed=args.seed + start_step)
+        while global_step + batch_size <= args.total_timesteps:
+            learning_rate = args.learning_rate * (1 - global_step / args.total_timesteps if args.anneal_lr else 1)
+            optimizer.param_groups[0]["lr"] = learning_rate
+
+            # 1. Play num_steps in every environment with the current policy.
+            for t in range(args.num_steps):
+                with torch.inference_mode():
+                    parameters = agent.actor(torch.as_tensor(observations[t], device=device))  # (num_envs, num_outputs)
+                    actions[t] = agent.policy(parameters).sample().cpu().numpy()
+                valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
+                obs, reward, terminated, truncated, _ = envs.step(env_action(actions[t], envs.single_action_space))
+                done = terminated | truncated
+                # With a done comes the episode's true last observation: a time limit bootstraps from its value.
+                observations[t + 1], rewards[t], terminateds[t], dones[t] = obs, reward, terminated, done
+                global_step += args.num_envs
+
+                # Episodes are reported in raw rewards: undo NormalizeReward's scaling.
+                episode_return += reward * np.sqrt(envs.return_rms.var + envs.epsilon) if args.normalize_env else reward
+                episode_length += valids[t]
+                for i in np.flatnonzero(done):
+                    history.append((global_step, float(episode_return[i])))
+                    recent.append((episode_return[i], episode_length[i]))
+                    episode_return[i] = episode_length[i] = 0
+
+            # 2. Learn: one gradient step on the whole rollout, with advantages and value targets as constants.
+            obs, action, reward, terminal, end, valid = (
+                torch.as_tensor(array, device=device)
+                for array in (observations, actions, rewards, terminateds, dones, valids)
+            )
+            parameters, values = agent(obs)  # (num_steps + 1, num_envs, num_outputs), (num_steps + 1, num_envs)
+            policy, fixed = agent.policy(parameters[:-1]), values.detach()
+            advantages = compute_advantages(reward, fixed[:-1], fixed[1:], terminal, end, args.gamma, args.gae_lambda)
+            returns = advantages + fixed[:-1]
+            if args.normalize_advantage:
+                advantages = normalize(advantages, valid)
+            log_prob, entropy = policy.log_prob(action), policy.entropy()
+            loss, metrics = a2c_loss(
+                log_prob, entropy, values[:-1], advantages, returns, valid, args.vf_coef, args.ent_coef
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+            if not math.isfinite(grad_norm):  # tested before the step, so that the weights stay good
+                raise RunError(
+                    f"step {global_step}: the loss or its gradient is not finite; try a lower --learning-rate"
+                )
+            optimizer.step()
+            observations[0] = observations[-1]
+
+            # 3. Log and save.
+            if due(args.log_interval, global_step, batch_size) or global_step + batch_size > args.total_timesteps:
+                speed = (global_step - start_step) / (time.perf_counter() - start_time)
+                log_progress(run, args, global_step, speed, recent, learning_rate, metrics | {"grad_norm": grad_norm})
+            if due(args.checkpoint_interval, global_step, batch_size):
+                save_checkpoint(folder, args, agent, optimizer, global_step, run.id)
+
+        save_checkpoint(folder, args, agent, optimizer, global_step, run.id)
+        if args.eval_episodes:
+            log_evaluation(run, global_step, evaluate(agent, args, folder), folder)
+        print(f"checkpoint {folder / 'checkpoint.pt'}", flush=True)
+    except (KeyboardInterrupt, SystemExit):
+        save_checkpoint(folder, args, agent, optimizer, global_step, run.id)
+        print(f"stopped at step {global_step:,}  checkpoint {folder / 'checkpoint.pt'}", flush=True)
+        raise
+    finally:
+        envs.close()
+        run.finish(exit_code=int(sys.exc_info()[0] is not None))
+    return agent, history
+
+
+def evaluate(agent, args, folder=None):
+    """Play args.eval_episodes greedy episodes in fresh environments, away from training's seeds -> their returns.
+
+    Observations are scaled as in training, by frozen statistics. --capture-video records the first episode into
+    `folder` (args.run_dir if None).
+    """
+    env = gym.make(args.env_id, render_mode="rgb_array" if args.capture_video else None)
+    if args.capture_video:
+        env = record_video(env, folder or args.run_dir)
+    if agent.statistics:
+        env = gym.wrappers.NormalizeObservation(env)
+        env.obs_rms, env.update_running_mean = agent.statistics[0], False
+    device, returns = next(agent.parameters()).device, []
+    for episode in range(args.eval_episodes):
+        obs, _ = env.reset(seed=10**9 + args.seed + episode)
+        episode_return, done = 0.0, False
+        while not done:
+            with torch.inference_mode():
+                parameters, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=device))
+                action = agent.policy(parameters).mode.cpu().numpy()
+            obs, reward, terminated, truncated, _ = env.step(env_action(action, env.action_space))
+            done = terminated or truncated
+            episode_return += float(reward)
+        returns.append(episode_return)
+    env.close()
+    return returns
+
+
+def env_action(action, space):
+    """What the environment takes of the policy's action(s): clipped to a Box, counted from a Discrete's start."""
+    return np.clip(action, space.low, space.high) if isinstance(space, Box) else action + space.start
+
+
+def make_envs(args):
+    """args.num_envs environments stepped together; RunError if there are none of that name or not for this script."""
+    try:
+        envs = gym.make_vec(args.env_id, num_envs=args.num_envs)
+        if args.capture_video:  # a rehearsal: whatever is missing for a video shows now, not after training
+            with tempfile.TemporaryDirectory() as folder:
+                env = record_video(gym.make(args.env_id, render_mode="rgb_array"), folder)
+                env.reset()
+                env.close()
+    except (gym.error.Error, ImportError, ValueError) as error:
+        raise RunError(f"--env-id {args.env_id}: {textwrap.shorten(str(error), 300)}") from None
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    if not flat(obs_space) or not (flat(action_space) or isinstance(action_space, Discrete)):
+        spaces = textwrap.shorten(f"{obs_space} and {action_space}", 300)
+        raise RunError(
+            f"--env-id {args.env_id}: takes flat Box observations, Discrete or flat Box actions, not {spaces}"
+        )
+    assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    if args.normalize_env:
+        envs = vector_wrappers.NormalizeReward(vector_wrappers.NormalizeObservation(envs), gamma=args.gamma)
+    return envs
+
+
+def flat(space):
+    """Whether a space is a Box of vectors."""
+    return isinstance(space, Box) and len(space.shape) == 1
+
+
+def record_video(env, folder):
+    """Record the first episode of env as FOLDER/videos/eval-episode-0.mp4."""
+    return gym.wrappers.RecordVideo(env, f"{folder}/videos", lambda episode: episode == 0, name_prefix="eval")
+
+
+def start_run(args, run_id):
+    """Make the run folder and start W&B, going on with run_id if given -> (folder, run)."""
+    name = f"{re.sub('[/:]', '-', args.env_id)}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
+    folder = Path(args.run_dir, name)
+    try:
+        while folder.exists():
+            folder = folder.with_name(folder.name + "x")
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"--run-dir {args.run_dir}: {error.strerror}") from None
+    config = vars(args) | {"torch": torch.__version__, "gymnasium": gym.__version__}
+    run = wandb.init(
+        project=args.wandb_project, name=folder.name, mode=args.wandb_mode, config=config, id=run_id, resume="allow"
+    )
+    run.define_metric("*", step_metric="global_step")
+    return folder, run
+
+
+def due(interval, global_step, batch_size):
+    """Whether the last batch_size steps reached a multiple of interval; never for interval 0."""
+    return interval > 0 and global_step % interval < batch_size
+
+
+def log_progress(run, args, global_step, steps_per_second, recent, learning_rate, metrics):
+    """A line in the terminal and a row in W&B; recent holds (return, length) of the last episodes."""
+    mean_return, mean_length = np.mean(recent or [(math.nan, math.nan)], axis=0)
+    run.log(
+        {f"losses/{name}": value.item() for name, value in metrics.items()}
+        | {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length}
+        | {"charts/learning_rate": learning_rate, "charts/SPS": steps_per_second, "global_step": global_step}
+    )
+    eta = datetime.timedelta(seconds=round((args.total_timesteps - global_step) / steps_per_second))
+    print(
+        f"step {global_step:{len(str(args.total_timesteps)) + 2},} of {args.total_timesteps:,}"
+        f" {global_step / args.total_timesteps:5.0%}  return {mean_return:8.1f}  {steps_per_second:9,.0f} steps/s  ETA {eta}",
+        flush=True,
+    )
+
+
+def log_evaluation(run, global_step, returns, folder):
+    """Mean and deviation of the evaluation, and its video where there is one, to the terminal and W&B."""
+    mean, std, video = np.mean(returns), np.std(returns), folder / "videos/eval-episode-0.mp4"
+    print(f"evaluation  return {mean:.1f} ± {std:.1f}  {len(returns)} greedy episodes", flush=True)
+    media = {"eval/video": wandb.Video(str(video), format="mp4")} if video.exists() else {}
+    run.log(media | {"eval/episodic_return": mean, "eval/episodic_return_std": std, "global_step": global_step})
+
+
+def save_checkpoint(folder, args, agent, optimizer, global_step, run_id):
+    """Write FOLDER/checkpoint.pt, whole or not at all: tensors, numbers and strings, which torch.load deems safe."""
+    checkpoint = {
+        "script": Path(__file__).stem,
+        "flags": vars(args),
+        "global_step": global_step,
+        "agent": agent.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "statistics": [(torch.as_tensor(rms.mean), torch.as_tensor(rms.var), rms.count) for rms in agent.statistics],
+        "torch_rng": torch.get_rng_state(),
+        "wandb_id": run_id,
+    }
+    torch.save(checkpoint, folder / "checkpoint.tmp")
+    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+
+
+def load_checkpoint(args, agent, optimizer):
+    """Restore from args.resume -> (global_step, W&B run id); RunError if it is not of this script, env and network."""
+    try:
+        checkpoint = torch.load(args.resume, map_location="cpu", weights_only=True)
+        flags, wanted = checkpoint["flags"], (Path(__file__).stem, args.env_id, args.normalize_env)
+        if (checkpoint["script"], flags["env_id"], flags["normalize_env"]) != wanted:
+            raise ValueError(f"{checkpoint['script']} wrote it with {flags}")
+        agent.load_state_dict(checkpoint["agent"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        for rms, (mean, var, count) in zip(agent.statistics, checkpoint["statistics"], strict=True):
+            rms.mean, rms.var, rms.count = mean.numpy(), var.numpy(), count
+        torch.set_rng_state(checkpoint["torch_rng"])
+        return checkpoint["global_step"], checkpoint["wandb_id"]
+    except Exception as error:  # a stranger's file can fail in any way
+        reason = textwrap.shorten(str(error), 200)
+        raise RunError(f"--resume {args.resume}: no checkpoint of {' '.join(map(str, wanted))}: {reason}") from error
+
+
+class RunError(ValueError):
+    """What the user can mend; the program ends with its text as one line."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the docstring's lines and shows the defaults."""
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: a finite int or float from low to high."""
+
+    def parse(text):
+        try:
+            if low <= kind(text) <= high and abs(kind(text)) < math.inf:
+                return kind(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text} is not {kind.__name__} from {low} to {high}")
+
+    return parse
+
+
+def device(text):
+    """An argparse type: auto, or a torch device that is there."""
+    try:
+        if text == "auto" or torch.empty(0, device=text).device.type in ("cpu", "cuda", "mps"):
+            return text
+    except (RuntimeError, AssertionError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text} is not to be had here; takes auto, cpu, cuda, cuda:N or mps")
+
+
+if __name__ == "__main__":
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))  # unwinds train, which saves and closes
+    try:
+        train(parse_args())
+    except RunError as error:
+        sys.exit(f"{Path(__file__).name}: error: {error}")
