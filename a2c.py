@@ -43,43 +43,36 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("--env-id", default="CartPole-v1", help="Gymnasium id: flat observations, discrete or continuous actions")
-    add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over environments")
+    add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=16, help="environments stepped together")
-    add("--num-steps", type=number(int, 1), default=16, help="steps per environment and update, the paper's t_max")
-    add("--learning-rate", type=number(float, 0), default=7e-3, help="Adam's step size, the paper's η")
+    add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
+    add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size, the paper's η")
     add("--anneal-lr", action=switch, default=True, help="let the learning rate fall linearly to 0")
-    add("--gamma", type=number(float, 0, 1), default=0.98, help="discount γ")
-    add("--gae-lambda", type=number(float, 0, 1), default=0.97, help="λ: 1 is the n-step advantage, 0 the TD error")
-    add("--vf-coef", type=number(float, 0), default=1.0, help="weight of the value loss")
-    add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
-    add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the global norm of the gradient to this")
-    add("--normalize-advantage", action=switch, default=False, help="scale each rollout's A to mean 0, deviation 1")
+    add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
+    add("--gae-lambda", type=number(float, 0, 1), default=0.95, help="λ: 1 is the n-step advantage, 0 the TD error")
+    add("--vf-coef", type=number(float, 0), default=0.3, help="weight of the value loss")
+    add("--ent-coef", type=number(float, 0), default=0.1, help="weight of the entropy bonus, the paper's β")
+    add("--max-grad-norm", type=number(float, 0), default=3.0, help="clip the global norm of the gradient to this")
+    add("--normalize-advantage", action=switch, default=True, help="scale each rollout's A to mean 0, deviation 1")
     add("--normalize-env", action=switch, default=False, help="scale observations and rewards by running statistics")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=1, help="seeds networks, environments and actions")
-    add(
-        "--device",
-        type=device,
-        default="auto",
-        help="auto, cpu, cuda, cuda:N or mps; auto: the CPU, as the net is small",
-    )
-    add("--log-interval", type=number(int, 1), default=4_000, help="environment steps between log lines")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=1, help="seeds networks, environments and actions")
+    add("--device", type=device, default="auto", help="cpu, cuda, cuda:N or mps; auto is cpu: the network is tiny")
+    add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between log lines")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record the first evaluation episode as MP4")
-    add(
-        "--checkpoint-interval",
-        type=number(int, 0),
-        default=50_000,
-        help="environment steps between; 0 only at the end",
-    )
+    add("--checkpoint-interval", type=number(int, 0), default=50_000, help="steps between checkpoints; 0: at the end")
     add("--resume", help="checkpoint.pt to go on from, with fresh episodes; one that is complete is only evaluated")
     add("--run-dir", default="runs", help="parent of the run folder, which holds the checkpoint and the video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), help="disabled, offline or online")
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), choices=modes, help="offline needs no account")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT", "reference-rl"), help="W&B project")
     args = parser.parse_args(argv)
     if args.total_timesteps < args.num_envs * args.num_steps:
         parser.error(
-            f"argument --total-timesteps: one rollout (num_envs x num_steps) is {args.num_envs * args.num_steps}"
+            f"argument --total-timesteps: one rollout is num_envs x num_steps = {args.num_envs * args.num_steps}"
         )
+    if args.capture_video and args.eval_episodes == 0:
+        parser.error("argument --capture-video: records an evaluation episode, so --eval-episodes must not be 0")
     return args
 
 
@@ -110,8 +103,14 @@ class ActorCritic(nn.Module):
         """(..., obs_dim) -> logits (..., num_actions) or means (..., action_dim), and values (...)."""
         return self.actor(obs), self.critic(obs).squeeze(-1)
 
+    def sample(self, parameters):
+        """Logits or means -> action(s) drawn from π(·|s): (...), int64, or (..., action_dim)."""
+        if self.discrete:  # Gumbel-max, the draw of Categorical.sample at a fifth of its time
+            return (parameters - torch.empty_like(parameters).exponential_().log()).argmax(-1)
+        return parameters + self.log_std.exp() * torch.randn_like(parameters)
+
     def policy(self, parameters):
-        """Logits or means, as from `forward` -> the distribution π(·|s), over action_dim dimensions together."""
+        """Logits or means -> the distribution π(·|s), its log_prob and entropy (...) over all action dimensions."""
         if self.discrete:
             return Categorical(logits=parameters, validate_args=False)
         return Independent(Normal(parameters, self.log_std.exp(), validate_args=False), 1, validate_args=False)
@@ -119,8 +118,9 @@ class ActorCritic(nn.Module):
 
 def compute_advantages(rewards, values, next_values, terminated, done, gamma, gae_lambda):
     """GAE(γ, λ), eq. 16, as a backward recursion; every tensor and the result are (num_steps, num_envs)."""
-    delta = rewards + gamma * (1 - terminated) * next_values - values  # an episode cut by the clock still bootstraps
-    decay = gamma * gae_lambda * (1 - done)
+    # Only a terminal state stops the bootstrap: an episode that the clock cut would have gone on.
+    delta = rewards + gamma * next_values * terminated.logical_not() - values
+    decay = gamma * gae_lambda * done.logical_not().to(delta.dtype)
     advantages = torch.zeros_like(delta)
     next_advantage = torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
@@ -129,23 +129,42 @@ def compute_advantages(rewards, values, next_values, terminated, done, gamma, ga
 
 
 def masked_mean(x, valid):
-    """Mean of x over the entries with valid = 1, 0 if there is none; both (num_steps, num_envs)."""
+    """Mean of x where valid is 1, or 0 if it is nowhere; both (num_steps, num_envs)."""
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
-def normalize(advantages, valid):
-    """Scale to mean 0 and standard deviation 1 over the entries with valid = 1; both (num_steps, num_envs)."""
-    centered = advantages - masked_mean(advantages, valid)
+def normalize(x, valid):
+    """Scale x to mean 0 and standard deviation 1 where valid is 1; both (num_steps, num_envs)."""
+    centered = x - masked_mean(x, valid)
     return centered / (masked_mean(centered**2, valid).sqrt() + 1e-8)
 
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, valid, vf_coef, ent_coef):
-    """L of the header -> (loss, metrics); every tensor is (num_steps, num_envs), entries with valid = 0 do not count."""
+    """L of the header -> (loss, metrics); every tensor is (num_steps, num_envs), rows where valid is 0 do not count."""
     policy_loss = -masked_mean(log_prob * advantages.detach(), valid)
     value_loss = masked_mean((returns.detach() - values) ** 2, valid)
     entropy = masked_mean(entropy, valid)
     loss = policy_loss + vf_coef * value_loss - ent_coef * entropy
     return loss, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+
+def update(agent, optimizer, observations, actions, rewards, terminated, done, valid, args):
+    """One gradient step on a rollout -> metrics; observations has num_steps + 1 rows, the other tensors num_steps."""
+    parameters, values = agent(observations)  # (num_steps + 1, num_envs, num_outputs), (num_steps + 1, num_envs)
+    constant = values.detach()
+    advantages = compute_advantages(rewards, constant[:-1], constant[1:], terminated, done, args.gamma, args.gae_lambda)
+    returns = advantages + constant[:-1]
+    if args.normalize_advantage:
+        advantages = normalize(advantages, valid)
+    policy = agent.policy(parameters[:-1])
+    log_prob, entropy = policy.log_prob(actions), policy.entropy()  # (num_steps, num_envs)
+    loss, metrics = a2c_loss(log_prob, entropy, values[:-1], advantages, returns, valid, args.vf_coef, args.ent_coef)
+    optimizer.zero_grad()
+    loss.backward()
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    if metrics["grad_norm"].isfinite():  # else train ends the run: the weights stay good
+        optimizer.step()
+    return metrics
 
 
 def train(args):
@@ -157,22 +176,28 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space).to(device)
     if args.normalize_env:
         agent.statistics = envs.env.obs_rms, envs.return_rms
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    # Without momentum (β1 = 0), as the paper's RMSProp is: with it half of the CartPole seeds fail.
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
     start_step, run_id = load_checkpoint(args, agent, optimizer) if args.resume else (0, None)
     folder, run = start_run(args, run_id)
-    print(f"{folder.name}  device {device}  threads {torch.get_num_threads()}", flush=True)
+    print(
+        f"{Path(__file__).name}  {args.env_id}  device {device}  threads {torch.get_num_threads()}  {folder}",
+        flush=True,
+    )
 
     # A rollout is written in NumPy, like the environments, and goes to the device in one piece.
     shape = args.num_steps, args.num_envs
     observations = np.zeros((args.num_steps + 1, args.num_envs, *envs.single_observation_space.shape), np.float32)
     actions = np.zeros((*shape, *envs.single_action_space.shape), np.int64 if agent.discrete else np.float32)
-    rewards, terminateds, dones, valids = np.zeros((4, *shape), np.float32)
+    rewards = np.zeros(shape, np.float32)
+    terminateds, dones, valids = np.zeros((3, *shape), bool)
     done = np.zeros(args.num_envs, bool)
     episode_return, episode_length = np.zeros((2, args.num_envs))
     history, recent = [], collections.deque(maxlen=100)  # of (global_step, return), of (return, length)
     batch_size, global_step, start_time = args.num_steps * args.num_envs, start_step, time.perf_counter()
     try:
-        observations[0], _ = envs.reset(seed=args.seed + start_step)
+        if global_step + batch_size <= args.total_timesteps:  # else a reset would only shift the running statistics
+            observations[0], _ = envs.reset(seed=args.seed + start_step)
         while global_step + batch_size <= args.total_timesteps:
             learning_rate = args.learning_rate * (1 - global_step / args.total_timesteps if args.anneal_lr else 1)
             optimizer.param_groups[0]["lr"] = learning_rate
@@ -181,7 +206,7 @@ def train(args):
             for t in range(args.num_steps):
                 with torch.inference_mode():
                     parameters = agent.actor(torch.as_tensor(observations[t], device=device))  # (num_envs, num_outputs)
-                    actions[t] = agent.policy(parameters).sample().cpu().numpy()
+                    actions[t] = agent.sample(parameters).cpu().numpy()
                 valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
                 obs, reward, terminated, truncated, _ = envs.step(env_action(actions[t], envs.single_action_space))
                 done = terminated | truncated
@@ -197,35 +222,21 @@ def train(args):
                     recent.append((episode_return[i], episode_length[i]))
                     episode_return[i] = episode_length[i] = 0
 
-            # 2. Learn: one gradient step on the whole rollout, with advantages and value targets as constants.
-            obs, action, reward, terminal, end, valid = (
-                torch.as_tensor(array, device=device)
-                for array in (observations, actions, rewards, terminateds, dones, valids)
-            )
-            parameters, values = agent(obs)  # (num_steps + 1, num_envs, num_outputs), (num_steps + 1, num_envs)
-            policy, fixed = agent.policy(parameters[:-1]), values.detach()
-            advantages = compute_advantages(reward, fixed[:-1], fixed[1:], terminal, end, args.gamma, args.gae_lambda)
-            returns = advantages + fixed[:-1]
-            if args.normalize_advantage:
-                advantages = normalize(advantages, valid)
-            log_prob, entropy = policy.log_prob(action), policy.entropy()
-            loss, metrics = a2c_loss(
-                log_prob, entropy, values[:-1], advantages, returns, valid, args.vf_coef, args.ent_coef
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-            if not math.isfinite(grad_norm):  # tested before the step, so that the weights stay good
+            # 2. Learn from the whole rollout, in one gradient step.
+            rollout = observations, actions, rewards, terminateds, dones, valids
+            metrics = update(agent, optimizer, *(torch.as_tensor(x, device=device) for x in rollout), args)
+            if not math.isfinite(metrics["grad_norm"]):
                 raise RunError(
-                    f"step {global_step}: the loss or its gradient is not finite; try a lower --learning-rate"
+                    f"step {global_step}: the loss is not finite; try a lower --learning-rate, or look for NaN in "
+                    f"what {args.env_id} returns"
                 )
-            optimizer.step()
             observations[0] = observations[-1]
 
             # 3. Log and save.
-            if due(args.log_interval, global_step, batch_size) or global_step + batch_size > args.total_timesteps:
+            last = global_step + batch_size > args.total_timesteps
+            if last or due(args.log_interval, global_step, batch_size):
                 speed = (global_step - start_step) / (time.perf_counter() - start_time)
-                log_progress(run, args, global_step, speed, recent, learning_rate, metrics | {"grad_norm": grad_norm})
+                log_progress(run, args, global_step, speed, recent, learning_rate, metrics)
             if due(args.checkpoint_interval, global_step, batch_size):
                 save_checkpoint(folder, args, agent, optimizer, global_step, run.id)
 
@@ -249,9 +260,7 @@ def evaluate(agent, args, folder=None):
     Observations are scaled as in training, by frozen statistics. --capture-video records the first episode into
     `folder` (args.run_dir if None).
     """
-    env = gym.make(args.env_id, render_mode="rgb_array" if args.capture_video else None)
-    if args.capture_video:
-        env = record_video(env, folder or args.run_dir)
+    env = record_video(args.env_id, folder or args.run_dir) if args.capture_video else gym.make(args.env_id)
     if agent.statistics:
         env = gym.wrappers.NormalizeObservation(env)
         env.obs_rms, env.update_running_mean = agent.statistics[0], False
@@ -282,7 +291,7 @@ def make_envs(args):
         envs = gym.make_vec(args.env_id, num_envs=args.num_envs)
         if args.capture_video:  # a rehearsal: whatever is missing for a video shows now, not after training
             with tempfile.TemporaryDirectory() as folder:
-                env = record_video(gym.make(args.env_id, render_mode="rgb_array"), folder)
+                env = record_video(args.env_id, folder)
                 env.reset()
                 env.close()
     except (gym.error.Error, ImportError, ValueError) as error:
@@ -304,8 +313,9 @@ def flat(space):
     return isinstance(space, Box) and len(space.shape) == 1
 
 
-def record_video(env, folder):
-    """Record the first episode of env as FOLDER/videos/eval-episode-0.mp4."""
+def record_video(env_id, folder):
+    """An environment whose first episode is recorded as FOLDER/videos/eval-episode-0.mp4."""
+    env = gym.make(env_id, render_mode="rgb_array")
     return gym.wrappers.RecordVideo(env, f"{folder}/videos", lambda episode: episode == 0, name_prefix="eval")
 
 
@@ -315,7 +325,7 @@ def start_run(args, run_id):
     folder = Path(args.run_dir, name)
     try:
         while folder.exists():
-            folder = folder.with_name(folder.name + "x")
+            folder = folder.with_name(f"{folder.name}-again")
         folder.mkdir(parents=True)
     except OSError as error:
         raise RunError(f"--run-dir {args.run_dir}: {error.strerror}") from None
@@ -340,10 +350,10 @@ def log_progress(run, args, global_step, steps_per_second, recent, learning_rate
         | {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length}
         | {"charts/learning_rate": learning_rate, "charts/SPS": steps_per_second, "global_step": global_step}
     )
-    eta = datetime.timedelta(seconds=round((args.total_timesteps - global_step) / steps_per_second))
+    total, eta = args.total_timesteps, round((args.total_timesteps - global_step) / steps_per_second)
     print(
-        f"step {global_step:{len(str(args.total_timesteps)) + 2},} of {args.total_timesteps:,}"
-        f" {global_step / args.total_timesteps:5.0%}  return {mean_return:8.1f}  {steps_per_second:9,.0f} steps/s  ETA {eta}",
+        f"step {global_step:{len(f'{total:,}')},} / {total:,} {global_step / total:5.0%}  return {mean_return:8.1f}  "
+        f"{steps_per_second:9,.0f} steps/s  ETA {datetime.timedelta(seconds=eta)}",
         flush=True,
     )
 
@@ -373,21 +383,25 @@ def save_checkpoint(folder, args, agent, optimizer, global_step, run_id):
 
 
 def load_checkpoint(args, agent, optimizer):
-    """Restore from args.resume -> (global_step, W&B run id); RunError if it is not of this script, env and network."""
+    """Restore what save_checkpoint wrote to args.resume -> (global_step, W&B run id); RunError if it does not fit."""
     try:
         checkpoint = torch.load(args.resume, map_location="cpu", weights_only=True)
-        flags, wanted = checkpoint["flags"], (Path(__file__).stem, args.env_id, args.normalize_env)
-        if (checkpoint["script"], flags["env_id"], flags["normalize_env"]) != wanted:
-            raise ValueError(f"{checkpoint['script']} wrote it with {flags}")
+        script, flags = checkpoint["script"], checkpoint["flags"]
+        if script != Path(__file__).stem or any(
+            flags[name] != vars(args)[name] for name in ("env_id", "normalize_env")
+        ):
+            raise ValueError(f"of {script}.py, env_id {flags['env_id']}, normalize_env {flags.get('normalize_env')}")
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         for rms, (mean, var, count) in zip(agent.statistics, checkpoint["statistics"], strict=True):
             rms.mean, rms.var, rms.count = mean.numpy(), var.numpy(), count
         torch.set_rng_state(checkpoint["torch_rng"])
         return checkpoint["global_step"], checkpoint["wandb_id"]
-    except Exception as error:  # a stranger's file can fail in any way
-        reason = textwrap.shorten(str(error), 200)
-        raise RunError(f"--resume {args.resume}: no checkpoint of {' '.join(map(str, wanted))}: {reason}") from error
+    except Exception as error:  # a file from anywhere can fail in any way
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 150)
+        raise RunError(
+            f"--resume {args.resume}: no checkpoint of this script, environment and network ({reason})"
+        ) from None
 
 
 class RunError(ValueError):
@@ -407,7 +421,7 @@ def number(kind, low, high=math.inf):
                 return kind(text)
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"{text} is not {kind.__name__} from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"takes {kind.__name__} from {low} to {high}, not {text}")
 
     return parse
 
@@ -419,7 +433,7 @@ def device(text):
             return text
     except (RuntimeError, AssertionError):
         pass
-    raise argparse.ArgumentTypeError(f"{text} is not to be had here; takes auto, cpu, cuda, cuda:N or mps")
+    raise argparse.ArgumentTypeError(f"takes auto, cpu, cuda, cuda:N or mps, if it is there, not {text}")
 
 
 if __name__ == "__main__":
@@ -428,4 +442,5 @@ if __name__ == "__main__":
     try:
         train(parse_args())
     except RunError as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
