@@ -17,6 +17,7 @@ Result   not yet measured
 import argparse
 import collections
 import datetime
+import itertools
 import math
 import os
 import re
@@ -35,7 +36,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as vector_wrappers
 from torch import nn
-from torch.distributions import Categorical, Independent, Normal
+from torch.distributions import Normal
 
 
 def parse_args(argv=None):
@@ -86,7 +87,7 @@ def mlp(num_inputs, num_outputs, output_gain):
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) of flat observations: Categorical for discrete actions, Normal for continuous ones."""
+    """π(a|s) and V(s) of flat observations; π is categorical for discrete actions, normal for continuous ones."""
 
     statistics = ()  # with --normalize-env the running mean and variance of observations and of returns
 
@@ -104,16 +105,23 @@ class ActorCritic(nn.Module):
         return self.actor(obs), self.critic(obs).squeeze(-1)
 
     def sample(self, parameters):
-        """Logits or means -> action(s) drawn from π(·|s): (...), int64, or (..., action_dim)."""
-        if self.discrete:  # Gumbel-max, the draw of Categorical.sample at a fifth of its time
+        """Logits or means -> actions drawn from π(·|s): (...), int64, or (..., action_dim)."""
+        if self.discrete:  # Gumbel-max: the largest logit after adding noise is a draw from softmax(logits)
             return (parameters - torch.empty_like(parameters).exponential_().log()).argmax(-1)
         return parameters + self.log_std.exp() * torch.randn_like(parameters)
 
-    def policy(self, parameters):
-        """Logits or means -> the distribution π(·|s), its log_prob and entropy (...) over all action dimensions."""
+    def greedy(self, parameters):
+        """Logits or means -> the most probable actions."""
+        return parameters.argmax(-1) if self.discrete else parameters
+
+    def log_prob_and_entropy(self, parameters, actions):
+        """Logits or means, actions -> log π(a|s) and H(π(·|s)), both (...)."""
         if self.discrete:
-            return Categorical(logits=parameters, validate_args=False)
-        return Independent(Normal(parameters, self.log_std.exp(), validate_args=False), 1, validate_args=False)
+            log_probs = parameters.log_softmax(-1)
+            log_prob = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+            return log_prob, -(log_probs.exp() * log_probs).sum(-1)
+        normal = Normal(parameters, self.log_std.exp(), validate_args=False)
+        return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
 
 
 def compute_advantages(rewards, values, next_values, terminated, done, gamma, gae_lambda):
@@ -121,29 +129,25 @@ def compute_advantages(rewards, values, next_values, terminated, done, gamma, ga
     # Only a terminal state stops the bootstrap: an episode that the clock cut would have gone on.
     delta = rewards + gamma * next_values * terminated.logical_not() - values
     decay = gamma * gae_lambda * done.logical_not().to(delta.dtype)
-    advantages = torch.zeros_like(delta)
-    next_advantage = torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        advantages[t] = next_advantage = delta[t] + decay[t] * next_advantage
-    return advantages
+    advantages = [torch.zeros_like(delta[0])]  # after the rollout's last step
+    for delta_t, decay_t in zip(delta.flip(0), decay.flip(0), strict=True):
+        advantages.append(delta_t + decay_t * advantages[-1])
+    return torch.stack(advantages[:0:-1])
 
 
-def masked_mean(x, valid):
-    """Mean of x where valid is 1, or 0 if it is nowhere; both (num_steps, num_envs)."""
-    return (x * valid).sum() / valid.sum().clamp(min=1)
-
-
-def normalize(x, valid):
-    """Scale x to mean 0 and standard deviation 1 where valid is 1; both (num_steps, num_envs)."""
-    centered = x - masked_mean(x, valid)
-    return centered / (masked_mean(centered**2, valid).sqrt() + 1e-8)
+def normalize(advantages, valid):
+    """Scale to mean 0 and standard deviation 1 over the entries with valid = 1; both (num_steps, num_envs)."""
+    share = valid / valid.sum().clamp(min=1)
+    centered = advantages - (advantages * share).sum()
+    return centered / ((centered**2 * share).sum().sqrt() + 1e-8)
 
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, valid, vf_coef, ent_coef):
-    """L of the header -> (loss, metrics); every tensor is (num_steps, num_envs), rows where valid is 0 do not count."""
-    policy_loss = -masked_mean(log_prob * advantages.detach(), valid)
-    value_loss = masked_mean((returns.detach() - values) ** 2, valid)
-    entropy = masked_mean(entropy, valid)
+    """L of the header -> (loss, metrics); every tensor is (num_steps, num_envs), the means are over valid = 1."""
+    share = valid / valid.sum().clamp(min=1)  # of each step in the means; nothing but resets has loss 0
+    policy_loss = -(share * advantages.detach() * log_prob).sum()
+    value_loss = (share * (returns.detach() - values) ** 2).sum()
+    entropy = (share * entropy).sum()
     loss = policy_loss + vf_coef * value_loss - ent_coef * entropy
     return loss, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
 
@@ -151,18 +155,17 @@ def a2c_loss(log_prob, entropy, values, advantages, returns, valid, vf_coef, ent
 def update(agent, optimizer, observations, actions, rewards, terminated, done, valid, args):
     """One gradient step on a rollout -> metrics; observations has num_steps + 1 rows, the other tensors num_steps."""
     parameters, values = agent(observations)  # (num_steps + 1, num_envs, num_outputs), (num_steps + 1, num_envs)
-    constant = values.detach()
+    constant = values.detach()  # advantages and value targets carry no gradient
     advantages = compute_advantages(rewards, constant[:-1], constant[1:], terminated, done, args.gamma, args.gae_lambda)
     returns = advantages + constant[:-1]
     if args.normalize_advantage:
         advantages = normalize(advantages, valid)
-    policy = agent.policy(parameters[:-1])
-    log_prob, entropy = policy.log_prob(actions), policy.entropy()  # (num_steps, num_envs)
+    log_prob, entropy = agent.log_prob_and_entropy(parameters[:-1], actions)
     loss, metrics = a2c_loss(log_prob, entropy, values[:-1], advantages, returns, valid, args.vf_coef, args.ent_coef)
     optimizer.zero_grad()
     loss.backward()
     metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-    if metrics["grad_norm"].isfinite():  # else train ends the run: the weights stay good
+    if metrics["grad_norm"].isfinite():  # else train ends the run, and the weights have stayed good
         optimizer.step()
     return metrics
 
@@ -271,7 +274,7 @@ def evaluate(agent, args, folder=None):
         while not done:
             with torch.inference_mode():
                 parameters, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=device))
-                action = agent.policy(parameters).mode.cpu().numpy()
+                action = agent.greedy(parameters).cpu().numpy()
             obs, reward, terminated, truncated, _ = env.step(env_action(action, env.action_space))
             done = terminated or truncated
             episode_return += float(reward)
@@ -322,13 +325,14 @@ def record_video(env_id, folder):
 def start_run(args, run_id):
     """Make the run folder and start W&B, going on with run_id if given -> (folder, run)."""
     name = f"{re.sub('[/:]', '-', args.env_id)}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
-    folder = Path(args.run_dir, name)
-    try:
-        while folder.exists():
-            folder = folder.with_name(f"{folder.name}-again")
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise RunError(f"--run-dir {args.run_dir}: {error.strerror}") from None
+    for folder in (Path(args.run_dir, name + "-again" * tries) for tries in itertools.count()):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"--run-dir {args.run_dir}: {error.strerror}") from None
     config = vars(args) | {"torch": torch.__version__, "gymnasium": gym.__version__}
     run = wandb.init(
         project=args.wandb_project, name=folder.name, mode=args.wandb_mode, config=config, id=run_id, resume="allow"
