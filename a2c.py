@@ -5,11 +5,11 @@
 """A2C: advantage actor-critic, the synchronous form of A3C.
 
 Papers   Mnih et al. 2016 (arXiv:1602.01783), Alg. S3; Schulman et al. 2016 (arXiv:1506.02438), eq. 16
-Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step on L per rollout
-         δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    A and R are constants in L
-         V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or of the rollout
-Departs  synchronous environments; λ < 1 (λ = 1 is the paper's n-step advantage); Adam; separate actor and critic;
-         an episode that a time limit cuts bootstraps from its last observation
+Update   L = -E[log π(a|s) Â] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step on L per rollout
+         δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    Â = (A - mean A) / std A
+         V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; Â and R are constants
+Departs  synchronous environments; λ < 1 (λ = 1 is the paper's n-step advantage); Â for A; Adam without momentum for
+         RMSProp; separate actor and critic; an episode that a time limit cuts bootstraps from its last observation
 Run      python a2c.py
 Result   not yet measured
 """
@@ -34,7 +34,6 @@ import torch
 import wandb
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import vector as vector_wrappers
 from torch import nn
 from torch.distributions import Normal
 
@@ -44,7 +43,12 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("--env-id", default="CartPole-v1", help="Gymnasium id: flat observations, discrete or continuous actions")
-    add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
+    add(
+        "--total-timesteps",
+        type=number(int, 1, 10**15),
+        default=125_000,
+        help="environment steps, summed over environments",
+    )
     add("--num-envs", type=number(int, 1), default=16, help="environments stepped together")
     add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
     add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size, the paper's η")
@@ -57,7 +61,7 @@ def parse_args(argv=None):
     add("--normalize-advantage", action=switch, default=True, help="scale each rollout's A to mean 0, deviation 1")
     add("--normalize-env", action=switch, default=False, help="scale observations and rewards by running statistics")
     add("--seed", type=number(int, 0, 2**31 - 1), default=1, help="seeds networks, environments and actions")
-    add("--device", type=device, default="auto", help="cpu, cuda, cuda:N or mps; auto is cpu: the network is tiny")
+    add("--device", type=device_name, default="auto", help="cpu, cuda, cuda:N or mps; auto is cpu: the network is tiny")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between log lines")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record the first evaluation episode as MP4")
@@ -72,6 +76,8 @@ def parse_args(argv=None):
         parser.error(
             f"argument --total-timesteps: one rollout is num_envs x num_steps = {args.num_envs * args.num_steps}"
         )
+    if args.normalize_advantage and args.num_envs * args.num_steps == 1:
+        parser.error("argument --normalize-advantage: a rollout (num_envs x num_steps) of one step has no deviation")
     if args.capture_video and args.eval_episodes == 0:
         parser.error("argument --capture-video: records an evaluation episode, so --eval-episodes must not be 0")
     return args
@@ -132,7 +138,7 @@ def compute_advantages(rewards, values, next_values, terminated, done, gamma, ga
     advantages = [torch.zeros_like(delta[0])]  # after the rollout's last step
     for delta_t, decay_t in zip(delta.flip(0), decay.flip(0), strict=True):
         advantages.append(delta_t + decay_t * advantages[-1])
-    return torch.stack(advantages[:0:-1])
+    return torch.stack(advantages[:0:-1])  # in the order of time, without the zeros
 
 
 def normalize(advantages, valid):
@@ -155,9 +161,9 @@ def a2c_loss(log_prob, entropy, values, advantages, returns, valid, vf_coef, ent
 def update(agent, optimizer, observations, actions, rewards, terminated, done, valid, args):
     """One gradient step on a rollout -> metrics; observations has num_steps + 1 rows, the other tensors num_steps."""
     parameters, values = agent(observations)  # (num_steps + 1, num_envs, num_outputs), (num_steps + 1, num_envs)
-    constant = values.detach()  # advantages and value targets carry no gradient
-    advantages = compute_advantages(rewards, constant[:-1], constant[1:], terminated, done, args.gamma, args.gae_lambda)
-    returns = advantages + constant[:-1]
+    baseline = values.detach()  # advantages and value targets carry no gradient
+    advantages = compute_advantages(rewards, baseline[:-1], baseline[1:], terminated, done, args.gamma, args.gae_lambda)
+    returns = advantages + baseline[:-1]
     if args.normalize_advantage:
         advantages = normalize(advantages, valid)
     log_prob, entropy = agent.log_prob_and_entropy(parameters[:-1], actions)
@@ -179,14 +185,9 @@ def train(args):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space).to(device)
     if args.normalize_env:
         agent.statistics = envs.env.obs_rms, envs.return_rms
-    # Without momentum (β1 = 0), as the paper's RMSProp is: with it half of the CartPole seeds fail.
+    # Without momentum (β1 = 0), like the paper's RMSProp: the next rollout comes from another policy.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
-    start_step, run_id = load_checkpoint(args, agent, optimizer) if args.resume else (0, None)
-    folder, run = start_run(args, run_id)
-    print(
-        f"{Path(__file__).name}  {args.env_id}  device {device}  threads {torch.get_num_threads()}  {folder}",
-        flush=True,
-    )
+    start_step, run_id = load_checkpoint(args, agent, optimizer) if args.resume is not None else (0, None)
 
     # A rollout is written in NumPy, like the environments, and goes to the device in one piece.
     shape = args.num_steps, args.num_envs
@@ -197,10 +198,12 @@ def train(args):
     done = np.zeros(args.num_envs, bool)
     episode_return, episode_length = np.zeros((2, args.num_envs))
     history, recent = [], collections.deque(maxlen=100)  # of (global_step, return), of (return, length)
-    batch_size, global_step, start_time = args.num_steps * args.num_envs, start_step, time.perf_counter()
+    batch_size, global_step = args.num_steps * args.num_envs, start_step  # steps count the resets, too
+    if global_step + batch_size <= args.total_timesteps:  # else a reset would only shift the running statistics
+        observations[0], _ = envs.reset(seed=env_seed(args.seed, 0, start_step))
+    folder, run = start_run(args, run_id, device)
+    start_time = time.perf_counter()
     try:
-        if global_step + batch_size <= args.total_timesteps:  # else a reset would only shift the running statistics
-            observations[0], _ = envs.reset(seed=args.seed + start_step)
         while global_step + batch_size <= args.total_timesteps:
             learning_rate = args.learning_rate * (1 - global_step / args.total_timesteps if args.anneal_lr else 1)
             optimizer.param_groups[0]["lr"] = learning_rate
@@ -269,7 +272,7 @@ def evaluate(agent, args, folder=None):
         env.obs_rms, env.update_running_mean = agent.statistics[0], False
     device, returns = next(agent.parameters()).device, []
     for episode in range(args.eval_episodes):
-        obs, _ = env.reset(seed=10**9 + args.seed + episode)
+        obs, _ = env.reset(seed=env_seed(args.seed, 1, episode))
         episode_return, done = 0.0, False
         while not done:
             with torch.inference_mode():
@@ -281,6 +284,11 @@ def evaluate(agent, args, folder=None):
         returns.append(episode_return)
     env.close()
     return returns
+
+
+def env_seed(*key):
+    """A seed for environments, far from that of another key: Gymnasium counts up from it, one per environment."""
+    return int(np.random.default_rng(key).integers(2**31))
 
 
 def env_action(action, space):
@@ -297,17 +305,19 @@ def make_envs(args):
                 env = record_video(args.env_id, folder)
                 env.reset()
                 env.close()
-    except (gym.error.Error, ImportError, ValueError) as error:
-        raise RunError(f"--env-id {args.env_id}: {textwrap.shorten(str(error), 300)}") from None
+    except Exception as error:  # an environment can fail in any way
+        raise RunError(f"--env-id {args.env_id}: {textwrap.shorten(str(error) or repr(error), 300)}") from None
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if not flat(obs_space) or not (flat(action_space) or isinstance(action_space, Discrete)):
+    continuous = flat(action_space) and np.issubdtype(action_space.dtype, np.floating)
+    if not (flat(obs_space) and (continuous or isinstance(action_space, Discrete))):
         spaces = textwrap.shorten(f"{obs_space} and {action_space}", 300)
         raise RunError(
-            f"--env-id {args.env_id}: takes flat Box observations, Discrete or flat Box actions, not {spaces}"
+            f"--env-id {args.env_id}: takes flat Box observations, Discrete or flat float Box actions, not {spaces}"
         )
-    assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    if envs.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+        raise RunError(f"--env-id {args.env_id}: takes vector environments with AutoresetMode.NEXT_STEP")
     if args.normalize_env:
-        envs = vector_wrappers.NormalizeReward(vector_wrappers.NormalizeObservation(envs), gamma=args.gamma)
+        envs = gym.wrappers.vector.NormalizeReward(gym.wrappers.vector.NormalizeObservation(envs), gamma=args.gamma)
     return envs
 
 
@@ -322,9 +332,10 @@ def record_video(env_id, folder):
     return gym.wrappers.RecordVideo(env, f"{folder}/videos", lambda episode: episode == 0, name_prefix="eval")
 
 
-def start_run(args, run_id):
-    """Make the run folder and start W&B, going on with run_id if given -> (folder, run)."""
+def start_run(args, run_id, device):
+    """Make the run folder, start W&B (going on with run_id if given), print the header -> (folder, run)."""
     name = f"{re.sub('[/:]', '-', args.env_id)}__{Path(__file__).stem}__{args.seed}__{int(time.time())}"
+    config = vars(args) | {"torch": torch.__version__, "gymnasium": gym.__version__}
     for folder in (Path(args.run_dir, name + "-again" * tries) for tries in itertools.count()):
         try:
             folder.mkdir(parents=True)
@@ -333,11 +344,15 @@ def start_run(args, run_id):
             continue
         except OSError as error:
             raise RunError(f"--run-dir {args.run_dir}: {error.strerror}") from None
-    config = vars(args) | {"torch": torch.__version__, "gymnasium": gym.__version__}
-    run = wandb.init(
-        project=args.wandb_project, name=folder.name, mode=args.wandb_mode, config=config, id=run_id, resume="allow"
-    )
+    try:
+        same = {"id": run_id, "resume": "allow"} if run_id else {}
+        run = wandb.init(project=args.wandb_project, name=folder.name, mode=args.wandb_mode, config=config, **same)
+    except (wandb.Error, ValueError) as error:  # no API key, no network, a name that W&B refuses
+        folder.rmdir()
+        raise RunError(f"--wandb-mode {args.wandb_mode}: {textwrap.shorten(str(error), 300)}") from None
     run.define_metric("*", step_metric="global_step")
+    threads = torch.get_num_threads()
+    print(f"{Path(__file__).name}  {args.env_id}  device {device}  threads {threads}  {folder}", flush=True)
     return folder, run
 
 
@@ -430,7 +445,7 @@ def number(kind, low, high=math.inf):
     return parse
 
 
-def device(text):
+def device_name(text):
     """An argparse type: auto, or a torch device that is there."""
     try:
         if text == "auto" or torch.empty(0, device=text).device.type in ("cpu", "cuda", "mps"):
@@ -440,11 +455,18 @@ def device(text):
     raise argparse.ArgumentTypeError(f"takes auto, cpu, cuda, cuda:N or mps, if it is there, not {text}")
 
 
+def stop(signum, frame):
+    """Unwind train, which saves and closes; a second signal does not cut that short."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signum)
+
+
 if __name__ == "__main__":
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))  # unwinds train, which saves and closes
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         train(parse_args())
-    except RunError as error:
+    except (RunError, MemoryError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         sys.exit(2)

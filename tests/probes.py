@@ -124,6 +124,26 @@ class MultiDiscreteAction(Probe):
     action_space = gym.spaces.MultiDiscrete([2, 3])
 
 
+class IntegerAction(Probe):
+    action_space = Box(0, 10, (2,), np.int32)
+
+
+class NeedsArgument(Probe):
+    def __init__(self, size):
+        self.size = size
+
+
+class BrokenReset(Probe):
+    def reset(self, *, seed=None, options=None):
+        raise ZeroDivisionError("by its reset")
+
+
+def same_step(num_envs, **kwargs):
+    """A vector environment that resets within the step of the done."""
+    return gym.vector.SyncVectorEnv([ConstantReward] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+
+gym.register("SameStep-v0", entry_point=ConstantReward, vector_entry_point=same_step)
 for probe, limit in (
     (ConstantReward, None),
     (ObservationReward, None),
@@ -137,5 +157,8 @@ for probe, limit in (
     (DictObservation, None),
     (ImageObservation, None),
     (MultiDiscreteAction, None),
+    (IntegerAction, None),
+    (NeedsArgument, None),
+    (BrokenReset, None),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)

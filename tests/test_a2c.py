@@ -262,7 +262,6 @@ def test_rollouts_are_the_environment_s_transitions(monkeypatch):
                 t += 1
                 assert rewards[row, n] == 10 * episode + t
                 assert terminated[row, n] == (episode % 2 == 0 and t == 3)
-                assert done[row, n] == resets == (t == (3, 4)[episode % 2]) or done[row, n]
                 resets = bool(done[row, n])
                 assert resets == (t == (3, 4)[episode % 2])
     lengths = [(3, 4)[k % 2] for k in range(len(history))]
@@ -299,7 +298,7 @@ def test_discrete_actions_may_start_anywhere():
         "",
         "--normalize-advantage",
         "--normalize-env",
-        "--num-envs 1 --num-steps 1",
+        "--num-envs 1 --num-steps 1 --no-normalize-advantage",
         "--gae-lambda 1",
         "--eval-episodes 0",
     ],
@@ -331,6 +330,99 @@ def test_normalized_environment(tmp_path):
         a2c.train(quick("--env-id", "Pendulum-v1", "--total-timesteps", "4096", "--resume", str(path)))
 
 
+def test_a_checkpoint_brings_everything_back(tmp_path):
+    a2c.train(quick())
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    saved = torch.load(path, weights_only=True)
+    torch.manual_seed(9)
+    agent = a2c.ActorCritic(Box(-1, 1, (4,)), Discrete(2))
+    optimizer = torch.optim.Adam(agent.parameters())
+    assert a2c.load_checkpoint(quick("--resume", str(path)), agent, optimizer) == (1024, saved["wandb_id"])
+    assert all(torch.equal(p, saved["agent"][name]) for name, p in agent.named_parameters())
+    assert torch.equal(torch.get_rng_state(), saved["torch_rng"])
+    state, expected = optimizer.state_dict()["state"], saved["optimizer"]["state"]
+    assert len(expected) == 12
+    assert all(torch.equal(state[i]["exp_avg_sq"], expected[i]["exp_avg_sq"]) for i in expected)
+
+
+def test_a_resumed_run_goes_on(tmp_path, monkeypatch):
+    """The schedule from its step on, the same W&B run, other episodes than those of any other start."""
+    seeds, make_envs = [], a2c.make_envs
+
+    def spied(args):
+        envs = make_envs(args)
+        reset = envs.reset
+        envs.reset = lambda seed: seeds.append(seed) or reset(seed=seed)
+        return envs
+
+    monkeypatch.setattr(a2c, "make_envs", spied)
+    a2c.train(quick("--total-timesteps", "512"))
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    calls, _ = recorded(monkeypatch, "--learning-rate", "0.1", "--resume", str(path))
+    assert calls[0][-1] == pytest.approx(0.05)
+    a2c.train(quick("--seed", "2"))
+    assert len(seeds) == 3 and min(np.diff(sorted(seeds))) > 1000  # Gymnasium counts up, one per environment
+    ids = [torch.load(p, weights_only=True)["wandb_id"] for p in tmp_path.glob("runs/*/checkpoint.pt")]
+    assert ids.count(torch.load(path, weights_only=True)["wandb_id"]) == 2
+
+
+def test_the_seed_draws_the_network():
+    one, two = (a2c.train(quick("--learning-rate", "0", "--seed", seed))[0] for seed in "12")
+    assert not torch.equal(one.actor[0].weight, two.actor[0].weight)
+
+
+def test_the_first_policy_has_no_preference():
+    assert a2c.ActorCritic(Box(-1, 1, (4,)), Discrete(2))(torch.randn(99, 4))[0].abs().max() < 0.1
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight():
+    agent = a2c.ActorCritic(Box(-1, 1, (2,)), Discrete(2))
+    before = [p.detach().clone() for p in agent.parameters()]
+    actions, no, yes = torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 1), torch.ones(3, 1)
+    optimizer = torch.optim.Adam(agent.parameters())
+    a2c.update(agent, optimizer, torch.zeros(4, 1, 2), actions, yes * torch.nan, no, no, yes, quick())
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))
+
+
+def test_adam_has_no_momentum(monkeypatch):
+    seen, update = [], a2c.update
+    spy = lambda agent, optimizer, *rest: seen.append(optimizer.defaults) or update(agent, optimizer, *rest)  # noqa: E731
+    monkeypatch.setattr(a2c, "update", spy)
+    a2c.train(quick())
+    assert seen[0]["betas"] == (0.0, 0.999) and seen[0]["eps"] == 1e-5
+
+
+def test_episodes_that_are_logged(monkeypatch):
+    seen, log = [], a2c.log_progress
+    spy = lambda *args: seen.append(list(args[4])) or log(*args)  # noqa: E731
+    monkeypatch.setattr(a2c, "log_progress", spy)
+    _, history = a2c.train(quick("--env-id", "Scripted-v0", "--total-timesteps", "2048"))
+    assert [value for value, _ in seen[-1]] == [value for _, value in history[-100:]] and len(history) > 100
+    assert {length for _, length in seen[-1]} == {3, 4}  # the reset row is no step of an episode
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    a2c.train(quick())
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    before = path.read_bytes()
+
+    def half(checkpoint, file):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    agent = a2c.ActorCritic(Box(-1, 1, (4,)), Discrete(2))
+    with pytest.raises(OSError):
+        a2c.save_checkpoint(path.parent, quick(), agent, torch.optim.Adam(agent.parameters()), 0, "")
+    assert path.read_bytes() == before
+
+
+def test_evaluation_speaks_the_environment_s_actions():
+    agent = a2c.ActorCritic(Box(-1, 1, (1,)), Box(-2, 2, (1,)))
+    torch.nn.init.constant_(agent.actor[-1].bias, 9.0)  # far outside the Box, which Target-v0 asserts
+    assert a2c.evaluate(agent, quick("--env-id", "Target-v0")) == [-2.25]
+
+
 def test_evaluation_is_greedy_and_seeded():
     torch.manual_seed(0)
     agent, args = a2c.ActorCritic(Box(-1, 1, (4,)), Discrete(2)), quick("--eval-episodes", "3")
@@ -338,7 +430,7 @@ def test_evaluation_is_greedy_and_seeded():
     assert len(returns) == 3 and a2c.evaluate(agent, args) == returns
     env, expected = gym.make("CartPole-v1"), []
     for episode in range(3):
-        obs, _ = env.reset(seed=10**9 + args.seed + episode)
+        obs, _ = env.reset(seed=a2c.env_seed(args.seed, 1, episode))
         done, total = False, 0.0
         while not done:
             obs, reward, terminated, truncated, _ = env.step(int(agent.actor(torch.as_tensor(obs)).argmax()))
@@ -348,10 +440,19 @@ def test_evaluation_is_greedy_and_seeded():
 
 
 @pytest.mark.parametrize(
-    "env_id", ["DictObservation-v0", "ImageObservation-v0", "MultiDiscreteAction-v0", "FrozenLake-v1"]
+    "env_id",
+    ["DictObservation-v0", "ImageObservation-v0", "MultiDiscreteAction-v0", "IntegerAction-v0", "FrozenLake-v1"],
 )
 def test_environments_that_it_cannot_take(env_id, tmp_path):
     with pytest.raises(ValueError, match=f"--env-id {env_id}: takes flat Box observations"):
+        a2c.train(quick("--env-id", env_id))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("env_id", ["NeedsArgument-v0", "SameStep-v0", "BrokenReset-v0"])
+def test_environments_that_fail(env_id, tmp_path):
+    """Before training starts: an error that names the environment or is its own, and nothing on the disk."""
+    with pytest.raises((ValueError, ZeroDivisionError), match=f"--env-id {env_id}|by its reset"):
         a2c.train(quick("--env-id", env_id))
     assert not list(tmp_path.iterdir())
 

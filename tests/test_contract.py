@@ -205,6 +205,15 @@ def test_unwritable_run_folder(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_what_wandb_refuses(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    module = import_module(name)
+    flags = QUICK.get(name, QUICK["default"]).replace("--wandb-mode disabled", "").split()
+    with pytest.raises(ValueError, match="--wandb-mode nonsense: "):
+        module.train(module.parse_args(flags))
+    assert not list(tmp_path.glob("runs/*"))
+
+
 # A run
 
 
@@ -299,8 +308,11 @@ def test_signals_end_the_run_with_a_checkpoint(name, signum, tmp_path):
     time.sleep(0.2)
     start = time.time()
     process.send_signal(signum)
+    time.sleep(0.002)
+    process.send_signal(signum)  # an impatient second one must not cost the checkpoint
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signum and time.time() - start < 15
+    assert not list(tmp_path.glob("runs/*/*.tmp"))
     assert "stopped at step" in out and "Traceback" not in err and "wandb sync" in err
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     step = torch.load(path, weights_only=True)["global_step"]
