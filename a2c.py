@@ -242,7 +242,8 @@ def train(args):
             last = global_step + batch_size > args.total_timesteps
             if last or due(args.log_interval, global_step, batch_size):
                 speed = (global_step - start_step) / (time.perf_counter() - start_time)
-                log_progress(run, args, global_step, speed, recent, learning_rate, metrics)
+                charts = {"charts/SPS": speed, "charts/learning_rate": learning_rate}
+                log_progress(run, args, global_step, recent, charts, metrics)
             if due(args.checkpoint_interval, global_step, batch_size):
                 save_checkpoint(folder, args, agent, optimizer, global_step, run.id)
 
@@ -361,18 +362,15 @@ def due(interval, global_step, batch_size):
     return interval > 0 and global_step % interval < batch_size
 
 
-def log_progress(run, args, global_step, steps_per_second, recent, learning_rate, metrics):
+def log_progress(run, args, global_step, recent, charts, metrics):
     """A line in the terminal and a row in W&B; recent holds (return, length) of the last episodes."""
     mean_return, mean_length = np.mean(recent or [(math.nan, math.nan)], axis=0)
-    run.log(
-        {f"losses/{name}": value.item() for name, value in metrics.items()}
-        | {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length}
-        | {"charts/learning_rate": learning_rate, "charts/SPS": steps_per_second, "global_step": global_step}
-    )
-    total, eta = args.total_timesteps, round((args.total_timesteps - global_step) / steps_per_second)
+    row = {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "global_step": global_step}
+    run.log(row | charts | {f"losses/{name}": float(value) for name, value in metrics.items()})
+    total, speed = args.total_timesteps, charts["charts/SPS"]
     print(
         f"step {global_step:{len(f'{total:,}')},} / {total:,} {global_step / total:5.0%}  return {mean_return:8.1f}  "
-        f"{steps_per_second:9,.0f} steps/s  ETA {datetime.timedelta(seconds=eta)}",
+        f"{speed:9,.0f} steps/s  ETA {datetime.timedelta(seconds=round((total - global_step) / speed))}",
         flush=True,
     )
 

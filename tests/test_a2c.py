@@ -394,7 +394,7 @@ def test_adam_has_no_momentum(monkeypatch):
 
 def test_episodes_that_are_logged(monkeypatch):
     seen, log = [], a2c.log_progress
-    spy = lambda *args: seen.append(list(args[4])) or log(*args)  # noqa: E731
+    spy = lambda *args: seen.append(list(args[3])) or log(*args)  # noqa: E731
     monkeypatch.setattr(a2c, "log_progress", spy)
     _, history = a2c.train(quick("--env-id", "Scripted-v0", "--total-timesteps", "2048"))
     assert [value for value, _ in seen[-1]] == [value for _, value in history[-100:]] and len(history) > 100
