@@ -91,6 +91,18 @@ class NotANumber(Probe):
         return 0.0, 1.0 if self.steps < 300 else np.nan, self.t == 10
 
 
+class NotANumberTable(NotANumber):
+    """The same with one discrete observation."""
+
+    observation_space = Discrete(1)
+
+    def reset(self, *, seed=None, options=None):
+        return 0, super().reset(seed=seed)[1]
+
+    def step(self, action):
+        return 0, *super().step(action)[1:]
+
+
 class Scripted(gym.Env):
     """Episodes of 3 steps that end by themselves, then of 4 that the clock cuts, in turn; obs = (episode, t)."""
 
@@ -153,6 +165,7 @@ for probe, limit in (
     (EndlessReward, 5),
     (Target, None),
     (NotANumber, None),
+    (NotANumberTable, None),
     (Scripted, None),
     (DictObservation, None),
     (ImageObservation, None),

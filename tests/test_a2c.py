@@ -324,8 +324,7 @@ def test_normalized_environment(tmp_path):
     for rms, other in zip(agent.statistics, resumed.statistics, strict=True):
         assert np.array_equal(rms.mean, other.mean) and np.array_equal(rms.var, other.var) and rms.count == other.count
     assert a2c.evaluate(resumed, quick(*flags)) == returns
-    resumed.statistics = ()
-    assert a2c.evaluate(resumed, quick(*flags)) != returns  # they do matter
+    assert a2c.evaluate(resumed, quick("--env-id", "Pendulum-v1")) != returns  # they do matter
     with pytest.raises(ValueError, match="normalize_env True"):
         a2c.train(quick("--env-id", "Pendulum-v1", "--total-timesteps", "4096", "--resume", str(path)))
 
@@ -336,6 +335,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
     saved = torch.load(path, weights_only=True)
     torch.manual_seed(9)
     agent = a2c.ActorCritic(Box(-1, 1, (4,)), Discrete(2))
+    agent.statistics = ()
     optimizer = torch.optim.Adam(agent.parameters())
     assert a2c.load_checkpoint(quick("--resume", str(path)), agent, optimizer) == (1024, saved["wandb_id"])
     assert all(torch.equal(p, saved["agent"][name]) for name, p in agent.named_parameters())
@@ -412,6 +412,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", half)
     agent = a2c.ActorCritic(Box(-1, 1, (4,)), Discrete(2))
+    agent.statistics = ()
     with pytest.raises(OSError):
         a2c.save_checkpoint(path.parent, quick(), agent, torch.optim.Adam(agent.parameters()), 0, "")
     assert path.read_bytes() == before
