@@ -71,6 +71,18 @@ class EndlessReward(Probe):
         return 0.0, 1, False
 
 
+class Memory(Probe):
+    """Three steps, observed as a cue, -1 or 1, then 0, 0; reward 1 if the last action is the one for the cue."""
+
+    def first_obs(self):
+        self.cue = float(self.np_random.choice([-1.0, 1.0]))
+        return self.cue
+
+    def play(self, action):
+        right = (action == 1) == (self.cue > 0)
+        return 0.0, self.t == 3 and (1 if right else -1), self.t == 3
+
+
 class Target(Probe):
     """One step, a continuous action in [-2, 2], reward -(action - 0.5)²."""
 
@@ -79,6 +91,18 @@ class Target(Probe):
     def play(self, action):
         assert self.action_space.contains(action), action
         return 0.0, -((action[0] - 0.5) ** 2), True
+
+
+class Crash(Probe):
+    """It raises at the 1000th step of the environment."""
+
+    steps = 0
+
+    def play(self, action):
+        self.steps += 1
+        if self.steps == 1000:
+            raise ZeroDivisionError("by its\nstep")
+        return 0.0, 1, self.t == 10
 
 
 class NotANumber(Probe):
@@ -163,7 +187,9 @@ for probe, limit in (
     (ActionReward, None),
     (ObservationActionReward, None),
     (EndlessReward, 5),
+    (Memory, None),
     (Target, None),
+    (Crash, None),
     (NotANumber, None),
     (NotANumberTable, None),
     (Scripted, None),

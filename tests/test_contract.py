@@ -27,15 +27,17 @@ SHARED = {  # flag: default; None where each script has its own
 # Flags with which a run lasts a second; add a line for a script that needs others.
 QUICK = {"default": "--total-timesteps 2048 --log-interval 512 --eval-episodes 2 --wandb-mode disabled"}
 QUICK["reinforce"] = QUICK["default"] + " --num-envs 8"
-# Scripts that learn from whole episodes, and log at the end of the batch in which an interval has passed.
-WHOLE_EPISODES = {"reinforce"}
+QUICK["a3c"] = QUICK["default"] + " --num-workers 1"
+# Scripts whose updates end with an episode, and which log at the end of the one in which an interval has passed.
+WHOLE_EPISODES = {"reinforce", "a3c"}
 # An environment other than the default one, and one whose rewards are NaN from the 300th step on.
 OTHER_ENV = {"default": "Acrobot-v1", "tabular_q": "FrozenLake-v1"}
-NAN_ENV = {"default": "NotANumber-v0", "tabular_q": "NotANumberTable-v0"}
+NAN_ENV = {"default": "NotANumber-v0", "tabular_q": "NotANumberTable-v0", "a3c": "probes:NotANumber-v0"}
 # Functions and classes of one name whose text may differ, as the algorithms do, in all scripts or in one.
 MAY_DIFFER = {
     "default": {"parse_args", "train", "update", "make_envs", "make_eval_env", "save_checkpoint", "load_checkpoint"},
-    "tabular_q": {"evaluate"},  # of a table, not of a network
+    "tabular_q": {"evaluate", "make_env"},  # of a table, not of a network
+    "a3c": {"ActorCritic", "evaluate"},  # with a memory
 }
 
 pytestmark = pytest.mark.parametrize("name", SCRIPTS)
