@@ -583,7 +583,7 @@ def session(pid):
 @pytest.mark.parametrize("fault", ["worker killed", "environment raises", "SIGTERM", "Ctrl-C", "parent killed"])
 def test_faults_end_everything_at_once(fault, run, tmp_path):
     env_id = "probes:Crash-v0" if fault == "environment raises" else "CartPole-v1"
-    flags = f"--env-id {env_id} --total-timesteps 100000000 --log-interval 500 --checkpoint-interval 500"
+    flags = f"--env-id {env_id} --total-timesteps 100000000 --log-interval 200 --checkpoint-interval 200"
     command = [sys.executable, ROOT / "a3c.py", *flags.split(), "--wandb-mode", "disabled"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -603,7 +603,8 @@ def test_faults_end_everything_at_once(fault, run, tmp_path):
         out, err = process.communicate(timeout=30)
         while session(process.pid) and time.monotonic() - start < 10:
             time.sleep(0.01)
-        assert time.monotonic() - start < 10 and len(workers) == 2
+        assert time.monotonic() - start < 10
+        assert fault == "environment raises" or len(workers) == 2  # it may raise before they are counted
     expected = {"SIGTERM": 143, "Ctrl-C": 130, "parent killed": -9}.get(fault, 2)
     assert process.returncode == expected and "Traceback" not in err
     if fault == "worker killed":
@@ -613,7 +614,7 @@ def test_faults_end_everything_at_once(fault, run, tmp_path):
     elif fault in ("SIGTERM", "Ctrl-C"):
         assert "stopped at step" in out and err == ""
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
-    assert torch.load(path, weights_only=True)["global_step"] >= 500
+    assert torch.load(path, weights_only=True)["global_step"] >= 200
 
 
 # Probe environments
