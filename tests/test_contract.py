@@ -27,7 +27,9 @@ SHARED = {  # flag: default; None where each script has its own
 # Flags with which a run lasts a second; add a line for a script that needs others.
 QUICK = {"default": "--total-timesteps 2048 --log-interval 512 --eval-episodes 2 --wandb-mode disabled"}
 QUICK["reinforce"] = QUICK["default"] + " --num-envs 8"
+QUICK["dqn"] = QUICK["default"] + " --num-envs 8 --train-interval 16 --learning-starts 256 --batch-size 32"
 QUICK["a3c"] = QUICK["default"] + " --num-workers 1"
+QUICK["paac_gpu"] = QUICK["default"] + " --num-envs 8 --num-steps 8 --env-id CartPole-v1"
 # Scripts whose updates end with an episode, and which log at the end of the one in which an interval has passed.
 WHOLE_EPISODES = {"reinforce", "a3c"}
 # An environment other than the default one, and one whose rewards are NaN from the 300th step on.
@@ -37,7 +39,9 @@ NAN_ENV = {"default": "NotANumber-v0", "tabular_q": "NotANumberTable-v0", "a3c":
 MAY_DIFFER = {
     "default": {"parse_args", "train", "update", "make_envs", "make_eval_env", "save_checkpoint", "load_checkpoint"},
     "tabular_q": {"evaluate", "make_env"},  # of a table, not of a network
+    "dqn": {"evaluate"},  # of Q values, not of a policy
     "a3c": {"ActorCritic", "evaluate"},  # with a memory
+    "paac_gpu": {"ActorCritic", "make_atari"},  # one body, convolutions; threads of its own
 }
 
 pytestmark = pytest.mark.parametrize("name", SCRIPTS)
@@ -313,7 +317,8 @@ def test_checkpoints_that_do_not_fit_are_refused(name, tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_the_run_with_a_checkpoint(name, signum, tmp_path):
-    process = shell(name, "--total-timesteps", "100000000", "--checkpoint-interval", "0", "--log-interval", "1000")
+    flags = "--total-timesteps 100000000 --checkpoint-interval 0 --log-interval 1000 --wandb-mode offline"
+    process = shell(name, *QUICK.get(name, QUICK["default"]).split(), *flags.split())
     for line in process.stdout:
         if line.startswith("step"):
             break
