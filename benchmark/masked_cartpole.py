@@ -4,7 +4,7 @@
     python benchmark/run.py a3c --name a3c_masked_feedforward --seeds 3 -- FLAGS
     python benchmark/masked_cartpole.py    draws both into benchmark/results/a3c_masked.png
 
-FLAGS: --env-id benchmark.masked_cartpole:MaskedCartPole-v0 and those of the table in README.md.
+FLAGS: --env-id benchmark.masked_cartpole:MaskedCartPole-v0
 """
 
 import gymnasium as gym
