@@ -145,7 +145,7 @@ def compute_advantages(rewards, values, next_values, terminated, done, gamma, ga
     advantages = [torch.zeros_like(delta[0])]  # after the rollout's last step
     for delta_t, decay_t in zip(delta.flip(0), decay.flip(0), strict=True):
         advantages.append(delta_t + decay_t * advantages[-1])
-    return torch.stack(advantages[:0:-1])
+    return torch.stack(advantages[:0:-1])  # in the order of time, without the zeros
 
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, valid, vf_coef, ent_coef):

@@ -113,7 +113,8 @@ def twins(sources):
     for text in sources:
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                texts.setdefault(node.name, set()).add(ast.get_source_segment(text, node))
+                lines = text.splitlines()[node.lineno - 1 : node.end_lineno]  # with the comment on the last one
+                texts.setdefault(node.name, set()).add("\n".join(lines))
     return {function for function, variants in texts.items() if len(variants) > 1}
 
 
