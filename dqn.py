@@ -10,9 +10,10 @@ Update   L = E[huber(y - Q(s,a))] over a batch drawn uniformly from the replay b
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          y is a constant; Q⁻ is Q as it was at the last multiple of target_update_interval
 Departs  Adam for RMSProp; environments stepped together; an episode that a time limit cuts bootstraps from its last
-         observation; fully connected layers are normalized (--layer-norm: Gallici et al. 2025, arXiv:2407.04811);
-         evaluation with ε = 0. Atari: no terminal at a lost life, sticky actions; --pixels stacks 4 pictures, where a
-         difference of two would hold the same motion
+         observation; the TD error is not clipped (--huber-delta 1 for the paper's, which suits Atari's clipped rewards
+         but not returns of 100); numbers bounded below 1 are stretched to ±1; evaluation with ε = 0.
+         Atari: no terminal at a lost life, sticky actions; --pixels stacks 4 pictures, where a difference of two
+         would hold the same motion
 Resume   goes on with an empty replay buffer: learning waits for learning_starts further steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   greedy return 430 ± 129 (10 seeds, 7 of them at 475 or more), 11.3 s of training (2 cores of an AMD EPYC)
@@ -51,27 +52,27 @@ def parse_args(argv=None):
     add(
         "--total-timesteps",
         type=number(int, 1, 10**15),
-        default=1_000_000,
+        default=640_000,
         help="environment steps, summed over environments",
     )
     add("--num-envs", type=number(int, 1), default=128, help="environments stepped together")
     add("--learning-rate", type=number(float, 0), default=4e-3, help="Adam's step size")
     add("--anneal-lr", action=switch, default=True, help="let the learning rate fall linearly to 0")
-    add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
-    add("--buffer-size", type=number(int, 1), default=400_000, help="transitions in the replay buffer, the paper's N")
+    add("--gamma", type=number(float, 0, 1), default=0.995, help="discount γ")
+    add("--buffer-size", type=number(int, 1), default=640_000, help="transitions in the replay buffer, the paper's N")
     add("--batch-size", type=number(int, 1), default=256, help="transitions per gradient step")
     add("--learning-starts", type=number(int, 0), default=1_000, help="environment steps before the first update")
     add("--train-interval", type=number(int, 1), default=128, help="environment steps between updates")
     add("--gradient-steps", type=number(int, 1), default=1, help="gradient steps per update")
-    add("--target-update-interval", type=number(int, 1), default=1_280, help="steps from copy to copy, the paper's C")
+    add("--target-update-interval", type=number(int, 1), default=1_920, help="steps from copy to copy, the paper's C")
     add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="ε, the share of random actions, at first")
-    add("--epsilon-end", type=number(float, 0, 1), default=0.02, help="ε at last")
-    add("--epsilon-steps", type=number(int, 1), default=100_000, help="environment steps in which ε falls linearly")
+    add("--epsilon-end", type=number(float, 0, 1), default=0.1, help="ε at last")
+    add("--epsilon-steps", type=number(int, 1), default=128_000, help="environment steps in which ε falls linearly")
     add("--exponential-epsilon", action="store_true", help="let ε fall exponentially, with epsilon_steps as constant")
     add("--double", action=switch, default=False, help="choose a' by Q, value it by Q⁻")
     add("--dueling", action=switch, default=False, help="Q = V + A - mean A")
-    add("--layer-norm", action=switch, default=True, help="normalize hidden layers, save convolutions")
-    add("--hidden-sizes", type=number(int, 1), nargs="+", default=[64, 64], help="layers for flat observations")
+    add("--hidden-sizes", type=number(int, 1), nargs="+", default=[128, 128], help="layers for flat observations")
+    add("--huber-delta", type=number(float, 1e-6), default=1_000.0, help="TD error beyond which the loss is linear, δ")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the global norm of the gradient to this")
     add("--pixels", action="store_true", help="observe the environment's rendered picture in place of its state")
     add("--repeat-action-probability", type=number(float, 0, 1), default=0.25, help="Atari's sticky actions")
@@ -79,7 +80,7 @@ def parse_args(argv=None):
     add(
         "--device", type=device_name, default="auto", help="cpu, cuda, cuda:N or mps; auto is cuda for images, else cpu"
     )
-    add("--log-interval", type=number(int, 1), default=40_000, help="environment steps between log lines")
+    add("--log-interval", type=number(int, 1), default=32_000, help="environment steps between log lines")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record the first evaluation episode as MP4")
     add("--checkpoint-interval", type=number(int, 0), default=500_000, help="steps between checkpoints; 0: at the end")
@@ -103,33 +104,34 @@ def parse_args(argv=None):
 
 
 class QNetwork(nn.Module):
-    """Q(s,·): an MLP for flat observations, the paper's convolutions for (4, 84, 84) frames."""
+    """Q(s,·): an MLP for flat observations, the paper's convolutions for (4, 84, 84) frames.
 
-    def __init__(self, obs_shape, num_actions, hidden_sizes, dueling, layer_norm):
+    Frames are divided by 255; an observation's numbers that are bounded below 1 are stretched to ±1, others left alone.
+    """
+
+    def __init__(self, obs_space, num_actions, hidden_sizes, dueling):
         super().__init__()
-        self.image = len(obs_shape) == 3
-
-        def hidden(num_inputs, num_outputs):
-            norm = [nn.LayerNorm(num_outputs, elementwise_affine=False)] if layer_norm else []
-            return [nn.Linear(num_inputs, num_outputs), *norm, nn.ReLU()]
 
         def head(num_outputs):
-            return nn.Sequential(*hidden(sizes[-2], sizes[-1]), nn.Linear(sizes[-1], num_outputs))
+            return nn.Sequential(nn.Linear(*sizes[-2:]), nn.ReLU(), nn.Linear(sizes[-1], num_outputs))
 
-        if self.image:
-            layers = [nn.Conv2d(obs_shape[0], 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
-            layers += [nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(), nn.Flatten()]
-            sizes = [64 * 7 * 7, 512]
+        if flat(obs_space):
+            sizes = [*obs_space.shape, *hidden_sizes]
+            layers = [layer for pair in itertools.pairwise(sizes[:-1]) for layer in (nn.Linear(*pair), nn.ReLU())]
+            bound = np.maximum(abs(obs_space.low), abs(obs_space.high))
+            bound[(bound == 0) | (bound > 1)] = 1
         else:
-            sizes = [*obs_shape, *hidden_sizes]
-            layers = [layer for pair in itertools.pairwise(sizes[:-1]) for layer in hidden(*pair)]
+            layers = [nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
+            layers += [nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(), nn.Flatten()]
+            sizes, bound = [64 * 7 * 7, 512], 255
+        self.register_buffer("bound", torch.as_tensor(bound, dtype=torch.float32), persistent=False)
         self.body = nn.Sequential(*layers)
         self.advantage = head(num_actions)  # without --dueling these are the Q values themselves
         self.value = head(1) if dueling else None
 
     def forward(self, obs):
         """(batch, *obs_shape), frames as uint8 -> Q values (batch, num_actions)."""
-        features = self.body(obs / 255 if self.image else obs.float())
+        features = self.body((obs / self.bound).float())
         advantage = self.advantage(features)
         if self.value is None:
             return advantage
@@ -221,10 +223,10 @@ def td_target(reward, next_q_values, next_online_q_values, terminated, gamma):
     return reward + gamma * next_value * terminated.logical_not()  # a truncated episode would have gone on
 
 
-def dqn_loss(q_network, obs, action, target):
-    """L of the header -> (loss, metrics); the Huber loss is the paper's clipping of the TD error to [-1, 1]."""
+def dqn_loss(q_network, obs, action, target, huber_delta):
+    """L of the header -> (loss, metrics); for huber_delta = 1 the gradient is the paper's TD error clipped to ±1."""
     q_value = q_network(obs).gather(-1, action.unsqueeze(-1)).squeeze(-1)  # (batch,)
-    loss = F.smooth_l1_loss(q_value, target)
+    loss = F.huber_loss(q_value, target, delta=huber_delta)
     return loss, {"td_loss": loss.detach(), "q_value": q_value.detach().mean()}
 
 
@@ -233,7 +235,7 @@ def update(q_network, target_network, optimizer, obs, action, reward, terminated
     with torch.no_grad():
         next_online_q_values = q_network(next_obs) if args.double else None
         target = td_target(reward, target_network(next_obs), next_online_q_values, terminated, args.gamma)
-    loss, metrics = dqn_loss(q_network, obs, action, target)
+    loss, metrics = dqn_loss(q_network, obs, action, target, args.huber_delta)
     optimizer.zero_grad()
     loss.backward()
     metrics["grad_norm"] = nn.utils.clip_grad_norm_(q_network.parameters(), args.max_grad_norm)
@@ -253,7 +255,7 @@ def train(args):
         torch.set_num_threads(1)  # the network is tiny: one thread beats many
     auto = "cuda" if image and torch.cuda.is_available() else "cpu"
     device = torch.device(auto if args.device == "auto" else args.device)
-    q_network = QNetwork(obs_space.shape, int(action_space.n), args.hidden_sizes, args.dueling, args.layer_norm)
+    q_network = QNetwork(obs_space, int(action_space.n), args.hidden_sizes, args.dueling)
     q_network.to(device, memory_format=torch.channels_last)  # of the convolutions' weights: twice as fast on a CPU
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
@@ -442,7 +444,8 @@ def make_envs(args):
         elif args.pixels:
             envs = gym.vector.SyncVectorEnv([lambda: make_pixels(args)] * args.num_envs)
         else:
-            envs = gym.make_vec(args.env_id, num_envs=args.num_envs)
+            mode = "sync" if args.num_envs == 1 else None  # one environment is slower in a vector class of its own
+            envs = gym.make_vec(args.env_id, num_envs=args.num_envs, vectorization_mode=mode)
         if args.capture_video:  # a rehearsal: whatever is missing for a video shows now, not after training
             with tempfile.TemporaryDirectory() as folder:
                 env = make_eval_env(args, folder)

@@ -21,7 +21,7 @@ from run import RESULTS, command_line, fingerprint, setting, timed_train, write_
 
 FLAGS = (
     "--env-id ALE/Pong-v5 --num-envs 8 --total-timesteps 20000 --buffer-size 20000 --learning-starts 4000 "
-    "--batch-size 32 --train-interval 4 --learning-rate 0.0001 --no-anneal-lr --no-layer-norm "
+    "--batch-size 32 --train-interval 4 --learning-rate 0.0001 --no-anneal-lr --gamma 0.99 --huber-delta 1 "
     "--target-update-interval 1000 --epsilon-steps 100000 --epsilon-end 0.01 --eval-episodes 0 --checkpoint-interval 0"
 ).split()
 

@@ -4,9 +4,10 @@
 
 CleanRL's two files come from GitHub at COMMIT, checked by their hashes, and run in a virtual environment of their own
 with the versions that it pins, benchmark/.venv-cleanrl (made once, some minutes of downloading). Both play one
-environment with one thread on the CPU and log, dqn.py without W&B as CleanRL by default. What differs: the Huber loss
-of the paper where CleanRL squares the error, and fused Adam. Rows go to benchmark/results/dqn_cleanrl.csv, one by one;
-the same command after an interruption runs what is missing.
+environment with one thread on the CPU and log, dqn.py without W&B as CleanRL by default. What differs: the pole's
+angle is stretched to ±1, and Adam is fused; the squared error is halved, which Adam does not see. Rows go to
+benchmark/results/dqn_cleanrl.csv, CleanRL's curves to dqn_cleanrl_curves.csv, seed by seed; the same command after an
+interruption runs what is missing.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from run import RESULTS, ROOT, fingerprint, read_csv, setting, timed_train, write_csv
+from run import RESULTS, ROOT, curve, fingerprint, keep, read_csv, setting, timed_train, write_csv
 
 COMMIT = "fe8d8a03c41a7ef5b523e2e354bd01c363e786bb"  # of github.com/vwxyzjn/cleanrl
 FILES = {
@@ -36,7 +37,7 @@ PINS = [*PINS.split(), "setuptools==67.7.2"]
 OURS = (  # CleanRL's defaults in our flags; a gradient norm that is never reached
     "--num-envs 1 --hidden-sizes 120 84 --learning-rate 0.00025 --no-anneal-lr --gamma 0.99 --buffer-size 10000 "
     "--batch-size 128 --learning-starts 10000 --train-interval 10 --gradient-steps 1 --target-update-interval 500 "
-    "--epsilon-start 1 --epsilon-end 0.05 --max-grad-norm 1000000 --no-layer-norm"
+    "--epsilon-start 1 --epsilon-end 0.05 --max-grad-norm 1000000"
 ).split()
 
 
@@ -68,7 +69,7 @@ def cleanrl():
 
 
 def theirs(steps, seed):
-    """A run of CleanRL -> its own steps/s (its clock starts with its loop), the returns of its training episodes."""
+    """A run of CleanRL -> its own steps/s (its clock starts with its loop), its history."""
     python, source = cleanrl()
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--total-timesteps", str(steps), "--seed", str(seed), "--no-cuda"]
@@ -77,18 +78,23 @@ def theirs(steps, seed):
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"dqn_peers.py: CleanRL failed: {result.stderr.strip().splitlines()[-1]}")
-    returns = [float(x) for x in re.findall(r"episodic_return=\[?([\d.]+)", result.stdout)]
-    return float(re.findall(r"SPS: (\d+)", result.stdout)[-1]), returns
+    episodes = re.findall(r"global_step=(\d+), episodic_return=\[?([\d.]+)", result.stdout)
+    return float(re.findall(r"SPS: (\d+)", result.stdout)[-1]), [(int(step), float(value)) for step, value in episodes]
 
 
 def ours(steps, seed):
-    """A run of dqn.py -> steps/s, the returns of its training episodes, its greedy evaluation."""
+    """A run of dqn.py -> steps/s, its history, its greedy evaluation."""
     import dqn
 
     flags = [*OURS, f"--epsilon-steps={steps // 2}", f"--total-timesteps={steps}", f"--seed={seed}"]
     run = timed_train(dqn, [*flags, "--checkpoint-interval=0", f"--log-interval={steps // 50}"])
     transitions = run.steps - len(run.history)  # the reset row after an episode is no transition
-    return transitions / run.seconds, [value for _, value in run.history], float(np.mean(run.returns))
+    return transitions / run.seconds, run.history, float(np.mean(run.returns))
+
+
+def last_100(history):
+    """The mean return of the last 100 episodes."""
+    return round(np.mean([value for _, value in history[-100:]]), 2)
 
 
 def main():
@@ -106,16 +112,22 @@ def main():
         if any(row[name] != str(value) for name, value in same.items()):
             sys.exit(f"dqn_peers.py: {path.relative_to(ROOT)} was measured otherwise: remove it first")
     for seed in sorted(set(range(1, args.seeds + 1)) - {int(row["seed"]) for row in rows}):
-        speed, returns, evaluation = ours(args.steps, seed)
-        their_speed, their_returns = theirs(args.steps, seed)
+        speed, history, evaluation = ours(args.steps, seed)
+        their_speed, their_history = theirs(args.steps, seed)
+        points = [
+            {"peer": "CleanRL", "seed": seed, "global_step": step, "seconds": round(step / their_speed, 2)}
+            | {"mean_return": mean_return}
+            for step, mean_return in curve(their_history, args.steps)
+        ]
+        keep(RESULTS / "dqn_cleanrl_curves.csv", points)
         rows.append(
             {
                 "seed": seed,
                 "steps_per_second": round(speed),
                 "cleanrl_steps_per_second": round(their_speed),
                 "ratio": round(speed / their_speed, 3),
-                "last_100_returns": round(np.mean(returns[-100:]), 2),
-                "cleanrl_last_100_returns": round(np.mean(their_returns[-100:]), 2),
+                "last_100_returns": last_100(history),
+                "cleanrl_last_100_returns": last_100(their_history),
                 "eval_mean": evaluation,
             }
             | same

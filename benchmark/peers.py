@@ -1,12 +1,15 @@
-"""Hold a2c.py against Stable-Baselines3's A2C: the same numbers, the speed, the learning.
+"""Hold a2c.py against Stable-Baselines3's A2C: the same numbers, the speed, the learning; learning curves of peers.
 
     python benchmark/peers.py agreement    equal data and weights -> equal advantages, returns and updates; 10 seconds
     python benchmark/peers.py speed        steps/s on CartPole-v1 at equal settings, in turns; 15 seconds a round
     python benchmark/peers.py learning     evaluation on CartPole-v1 after equal steps, in turns; 10 seconds a seed
+    python benchmark/peers.py curves       returns on CartPole-v1 of its A2C and DQN and of minimalRL's REINFORCE,
+                                           each with its authors' settings; two minutes a seed
 
 It needs the versions listed in PINS. An interpreter that has them is used as it is; any other one makes a virtual
 environment at benchmark/.venv-sb3 first (once, some minutes of downloading) and goes on there. speed and learning write
-benchmark/results/a2c_speed.csv and a2c_learning.csv, row by row, and run only what is missing there.
+benchmark/results/a2c_speed.csv and a2c_learning.csv, row by row, and run only what is missing there; curves writes
+peers_curves.csv anew.
 """
 
 import argparse
@@ -52,12 +55,28 @@ if versions_fit():  # otherwise main goes on in an environment that has them
     import gymnasium as gym
     import numpy as np
     import torch
+    from reinforce_speed import minimal
     from run import RESULTS, ROOT, fingerprint, read_csv, setting, timed_train, write_csv
-    from stable_baselines3 import A2C
+    from stable_baselines3 import A2C, DQN
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     import a2c
+    import reinforce
+
+ZOO = {  # Stable-Baselines3's DQN on CartPole-v1: hyperparams/dqn.yml of github.com/DLR-RM/rl-baselines3-zoo
+    "learning_rate": 2.3e-3,
+    "batch_size": 64,
+    "buffer_size": 100_000,
+    "learning_starts": 1_000,
+    "gamma": 0.99,
+    "target_update_interval": 10,
+    "train_freq": 256,
+    "gradient_steps": 128,
+    "exploration_fraction": 0.16,
+    "exploration_final_eps": 0.04,
+    "policy_kwargs": {"net_arch": [256, 256]},
+}
 
 
 def run_in_own_venv():
@@ -309,6 +328,49 @@ def learning(args):
         print(f"{scores.min():.1f}, {(scores >= 475).sum()} at or above 475, median {seconds:.1f} s of training")
 
 
+def learned(model, steps):
+    """Its learn -> [(steps, seconds, return)], one an episode."""
+    episodes, start = [], time.perf_counter()
+
+    def note(local, _):
+        for info in local["infos"]:
+            if "episode" in info:
+                episodes.append((local["self"].num_timesteps, time.perf_counter() - start, info["episode"]["r"]))
+
+    model.learn(steps, callback=note, log_interval=None)
+    return episodes
+
+
+def minimal_rl(seed):
+    """minimalRL's REINFORCE on CartPole-v1, its network and constants -> [(steps, seconds, return)]."""
+    torch.manual_seed(seed)
+    policy = torch.nn.Sequential(torch.nn.Linear(4, 128), torch.nn.ReLU(), torch.nn.Linear(128, 2))
+    constants = "--learning-rate 0.0002 --gamma 0.98 --total-timesteps 200000".split()
+    return minimal(policy, reinforce.parse_args([*constants, "--seed", str(seed)]))
+
+
+def curves(args):
+    """The mean return of the last 100 training episodes at 100 times of each run -> peers_curves.csv."""
+    contests = {
+        ("a2c", "Stable-Baselines3"): lambda seed: learned(their_model(8, seed, ent_coef=0.0), 500_000),
+        ("dqn", "Stable-Baselines3"): lambda seed: learned(
+            DQN("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=seed), seed=seed, device="cpu", **ZOO), 50_000
+        ),
+        ("reinforce", "minimalRL"): minimal_rl,
+    }
+    rows = []
+    for seed in range(1, args.seeds + 1):
+        for (script, peer), play in contests.items():
+            steps, seconds, returns = np.array(play(seed)).T
+            means = [np.mean(returns[max(0, i - 99) : i + 1]) for i in range(len(returns))]
+            for i in np.unique(np.linspace(0, len(returns) - 1, 100).astype(int)):
+                row = {"script": script, "peer": peer, "seed": seed, "global_step": int(steps[i])}
+                row |= {"seconds": round(seconds[i], 3), "mean_return": round(means[i], 2)}
+                rows.append(row | setting() | {"date": date.today()})
+            print(f"seed {seed}  {peer} {script}: {rows[-1]['mean_return']} after {seconds[-1]:.0f} s", flush=True)
+    write_csv(RESULTS / "peers_curves.csv", rows)
+
+
 def positive(text):
     """An argparse type: a whole number from 1."""
     if text.isdecimal() and int(text) > 0:
@@ -319,17 +381,17 @@ def positive(text):
 def main():
     """Parse, see to the environment, run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["agreement", "speed", "learning"])
+    parser.add_argument("what", choices=["agreement", "speed", "learning", "curves"])
     parser.add_argument("--steps", type=positive, default=125_000, help="speed, learning: of a run (default: 125000)")
     parser.add_argument("--rounds", type=positive, default=5, help="speed: how often it is measured (default: 5)")
-    parser.add_argument("--seeds", type=positive, default=5, help="learning: the seeds 1 to N (default: 5)")
+    parser.add_argument("--seeds", type=positive, default=5, help="learning, curves: the seeds 1 to N (default: 5)")
     args = parser.parse_args()
     if args.steps < 1_000:
         parser.error(f"argument --steps: {args.steps} is less than 1000")
     if not versions_fit():
         run_in_own_venv()
     torch.set_num_threads(1)
-    {"agreement": agreement, "speed": speed, "learning": learning}[args.what](args)
+    {"agreement": agreement, "speed": speed, "learning": learning, "curves": curves}[args.what](args)
 
 
 if __name__ == "__main__":

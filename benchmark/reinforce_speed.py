@@ -22,13 +22,10 @@ from torch.distributions import Categorical
 import reinforce
 
 
-def minimal(args):
-    """REINFORCE in minimalRL's form for args.total_timesteps -> steps, seconds."""
-    torch.manual_seed(args.seed)
-    env = gym.make(args.env_id)
-    policy = reinforce.mlp(env.observation_space.shape[0], int(env.action_space.n), 0.01)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
-    steps, start = 0, time.perf_counter()
+def minimal(policy, args):
+    """REINFORCE in minimalRL's form for args.total_timesteps -> [(steps, seconds, return)], one an episode."""
+    env, optimizer = gym.make(args.env_id), torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
+    episodes, steps, start = [], 0, time.perf_counter()
     obs, _ = env.reset(seed=args.seed)
     while steps < args.total_timesteps:
         data, done = [], False
@@ -46,8 +43,16 @@ def minimal(args):
             loss.backward()
         optimizer.step()
         steps += len(data)
+        episodes.append((steps, time.perf_counter() - start, sum(reward for reward, _ in data)))
         obs, _ = env.reset()
-    return steps, time.perf_counter() - start
+    return episodes
+
+
+def theirs(flags):
+    """minimalRL's form with the network of reinforce.py -> steps, seconds."""
+    args = reinforce.parse_args(flags)
+    torch.manual_seed(args.seed)
+    return minimal(reinforce.mlp(4, 2, 0.01), args)[-1][:2]
 
 
 def ours(flags):
@@ -69,7 +74,7 @@ def main():
     for number in range(1, args.rounds + 1):
         flags = f"--psi reward_to_go --total-timesteps {args.steps} --seed {number} --eval-episodes 0".split()
         contests = {
-            "minimalRL's form": lambda flags=flags: minimal(reinforce.parse_args(flags)),
+            "minimalRL's form": lambda flags=flags: theirs(flags),
             "reinforce.py, 1 environment": lambda flags=flags: ours([*flags, "--num-envs", "1"]),
             "reinforce.py, 64 environments": lambda flags=flags: ours(flags),
         }

@@ -83,6 +83,16 @@ def imported(tree):
             yield node.module.split(".")[0]
 
 
+def test_readme_agrees(name):
+    """The script's number of lines, and the lines to which the README's links point."""
+    readme, lines = (ROOT / "README.md").read_text(), source(name).splitlines()
+    assert re.search(rf"^\| \[{name}\.py\]\(.*? \| .*? \| {len(lines)} \|", readme, re.M)
+    links = re.findall(rf"\[`(\w+)`\]\({name}\.py#L(\d+)\)", readme)
+    assert links
+    for target, number in links:
+        assert re.match(rf"(def|class) {target}\b", lines[int(number) - 1]), f"{target} is not on line {number}"
+
+
 def test_imports_are_allowed(name):
     allowed = {"torch", "gymnasium", "numpy", "wandb", "ale_py"}
     assert {m for m in imported(ast.parse(source(name))) if m not in sys.stdlib_module_names} <= allowed

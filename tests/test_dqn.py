@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from torch.nn import functional as F
 
 import dqn
@@ -96,34 +97,35 @@ def test_td_target(batch):
     assert np.all(target.numpy() <= np.array(plain))  # which is what double DQN is for
 
 
-def test_loss_is_huber_and_its_gradient_the_clipped_error():
+@pytest.mark.parametrize("delta", [1.0, 2.5])
+def test_loss_is_huber_and_its_gradient_the_clipped_error(delta):
     q_values = torch.randn(50, 3, dtype=torch.float64).mul(2).requires_grad_()
     action, target = torch.randint(3, (50,)), torch.randn(50, dtype=torch.float64).mul(2).requires_grad_()
-    loss, metrics = dqn.dqn_loss(lambda obs: q_values, None, action, target.detach())
+    loss, metrics = dqn.dqn_loss(lambda obs: q_values, None, action, target.detach(), delta)
     error = np.array([q_values[i, action[i]].item() - target[i].item() for i in range(50)])
-    huber = np.where(abs(error) < 1, error**2 / 2, abs(error) - 0.5)
-    assert (abs(error) > 1).any() and (abs(error) < 1).any()
+    huber = np.where(abs(error) < delta, error**2 / 2, delta * (abs(error) - delta / 2))
+    assert (abs(error) > delta).any() and (abs(error) < delta).any()
     assert loss.item() == pytest.approx(huber.mean(), abs=1e-12) == metrics["td_loss"].item()
     assert metrics["q_value"].item() == pytest.approx(np.mean(error + target.detach().numpy()))
     loss.backward()
     expected = np.zeros((50, 3))
-    expected[np.arange(50), action] = np.clip(error, -1, 1) / 50
+    expected[np.arange(50), action] = np.clip(error, -delta, delta) / 50
     np.testing.assert_allclose(q_values.grad, expected, rtol=0, atol=1e-12)
 
 
 # Networks
 
 
-def numpy_q(weights, obs, layer_norm):
-    """Q values and, for backpropagation, the hidden layer of each head and what normalizes it, in NumPy."""
-    last, out, hidden = "3" if layer_norm else "2", {}, {}
-    for h in heads(weights):
-        z, scale = obs @ weights[f"{h}.0.weight"].T + weights[f"{h}.0.bias"], None
-        if layer_norm:
-            scale = np.sqrt(z.var(1, keepdims=True) + 1e-5)
-            z = (z - z.mean(1, keepdims=True)) / scale
-        hidden[h] = z, scale
-        out[h] = np.maximum(z, 0) @ weights[f"{h}.{last}.weight"].T + weights[f"{h}.{last}.bias"]
+def box(*shape):
+    """A space of vectors without bounds, or of frames."""
+    return Box(0, 255, shape, np.uint8) if len(shape) == 3 else Box(-np.inf, np.inf, shape)
+
+
+def numpy_q(weights, obs):
+    """Q values and, for backpropagation, the hidden layer of each head before its ReLU, in NumPy."""
+    out, hidden = {}, {h: obs @ weights[f"{h}.0.weight"].T + weights[f"{h}.0.bias"] for h in heads(weights)}
+    for h, z in hidden.items():
+        out[h] = np.maximum(z, 0) @ weights[f"{h}.2.weight"].T + weights[f"{h}.2.bias"]
     q_values = out["advantage"]
     if "value" in out:
         q_values = out["value"] + q_values - q_values.mean(1, keepdims=True)
@@ -138,38 +140,36 @@ def arrays(network):
     return {name: p.detach().double().numpy().copy() for name, p in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize("double", [False, True])
-def test_one_update_is_the_one_written_out_in_numpy(double, dueling, layer_norm):
+def test_one_update_is_the_one_written_out_in_numpy(double, dueling):
     """Targets, Huber loss, backpropagation, clipping and Adam; of the batch one is terminal and one truncated."""
     torch.manual_seed(1)
-    args = quick("--gamma", "0.95", "--double" if double else "--no-double", "--max-grad-norm", "0.5")
-    q_network, target_network = (dqn.QNetwork((2,), 3, [8], dueling, layer_norm) for _ in range(2))
+    flags = "--gamma 0.95 --max-grad-norm 0.5 --huber-delta 1.5".split()
+    args = quick(*flags, "--double" if double else "--no-double")
+    q_network, target_network = (dqn.QNetwork(box(2), 3, [8], dueling) for _ in range(2))
     weights, target_weights = arrays(q_network), arrays(target_network)
     obs, next_obs = torch.randn(2, 5, 2)
     action, reward = torch.tensor([0, 1, 2, 0, 2]), torch.tensor([3.0, -2.0, 0.5, 4.0, 0.1])
     terminated = torch.tensor([False, True, False, False, False])  # the third was cut by the clock: no terminal
 
-    next_q = numpy_q(target_weights, next_obs.double().numpy(), layer_norm)[0]
-    chosen = numpy_q(weights, next_obs.double().numpy(), layer_norm)[0] if double else next_q
+    next_q = numpy_q(target_weights, next_obs.double().numpy())[0]
+    chosen = numpy_q(weights, next_obs.double().numpy())[0] if double else next_q
     bootstrap = next_q[np.arange(5), chosen.argmax(1)] * [1, 0, 1, 1, 1]
     target = reward.double().numpy() + 0.95 * bootstrap
     x = obs.double().numpy()
-    q_values, hidden = numpy_q(weights, x, layer_norm)
+    q_values, hidden = numpy_q(weights, x)
     error = q_values[np.arange(5), action] - target
+    assert (abs(error) > 1.5).any() and (abs(error) < 1.5).any()
     grad_q = np.zeros((5, 3))
-    grad_q[np.arange(5), action] = np.clip(error, -1, 1) / 5
+    grad_q[np.arange(5), action] = np.clip(error, -1.5, 1.5) / 5
     grad_out = {"advantage": grad_q}
     if dueling:
         grad_out = {"advantage": grad_q - grad_q.mean(1, keepdims=True), "value": grad_q.sum(1, keepdims=True)}
     gradients = {}
     for h, g in grad_out.items():
-        (z, scale), last = hidden[h], f"{h}.{3 if layer_norm else 2}"
-        gradients |= {f"{last}.weight": g.T @ np.maximum(z, 0), f"{last}.bias": g.sum(0)}
-        g = g @ weights[f"{last}.weight"] * (z > 0)
-        if layer_norm:
-            g = (g - g.mean(1, keepdims=True) - z * (g * z).mean(1, keepdims=True)) / scale
+        gradients |= {f"{h}.2.weight": g.T @ np.maximum(hidden[h], 0), f"{h}.2.bias": g.sum(0)}
+        g = g @ weights[f"{h}.2.weight"] * (hidden[h] > 0)
         gradients |= {f"{h}.0.weight": g.T @ x, f"{h}.0.bias": g.sum(0)}
     norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
     assert norm > 0.5, "the batch must exercise the clipping"
@@ -187,20 +187,22 @@ def test_one_update_is_the_one_written_out_in_numpy(double, dueling, layer_norm)
     assert all(p.grad is None for p in target_network.parameters())
 
 
-def test_layers_are_normalized():
+def test_observations_within_narrow_bounds_are_stretched():
     torch.manual_seed(0)
-    network = dqn.QNetwork((4,), 2, [32, 16], False, True)
-    normalized = network.body[1](network.body[0](torch.randn(9, 4) * 100))
-    torch.testing.assert_close(normalized.mean(-1), torch.zeros(9), rtol=0, atol=1e-5)
-    torch.testing.assert_close(normalized.std(-1, correction=0), torch.ones(9), rtol=1e-3, atol=0)
-    assert [type(m).__name__ for m in network.modules()].count("LayerNorm") == 2
-    assert "LayerNorm" not in str(dqn.QNetwork((4,), 2, [32, 16], False, False))
+    low, high = np.array([-4, -np.inf, -0.5, 0, 0, -0.1]), np.array([2, np.inf, 0.25, 8, 0, 1])
+    bounded = dqn.QNetwork(Box(low.astype(np.float32), high.astype(np.float32)), 2, [32, 16], False)
+    free = dqn.QNetwork(box(6), 2, [32, 16], False)
+    free.load_state_dict(bounded.state_dict())
+    obs = torch.randn(9, 6)
+    stretched = obs / torch.tensor([1, 1, 0.5, 1, 1, 1])
+    torch.testing.assert_close(bounded(obs), free(stretched), rtol=0, atol=0)
+    torch.testing.assert_close(bounded(obs.double()), bounded(obs))
 
 
 def test_hidden_sizes():
-    shapes = [tuple(p.shape) for p in dqn.QNetwork((4,), 2, [120, 84], False, True).parameters()]
+    shapes = [tuple(p.shape) for p in dqn.QNetwork(box(4), 2, [120, 84], False).parameters()]
     assert shapes == [(120, 4), (120,), (84, 120), (84,), (2, 84), (2,)]  # CleanRL's
-    shapes = [tuple(p.shape) for p in dqn.QNetwork((4,), 2, [5, 6, 7], True, False).parameters()]
+    shapes = [tuple(p.shape) for p in dqn.QNetwork(box(4), 2, [5, 6, 7], True).parameters()]
     assert shapes[:4] == [(5, 4), (5,), (6, 5), (6,)] and sorted(shapes[4:]) == sorted(
         [(7, 6), (7,), (2, 7), (2,), (7, 6), (7,), (1, 7), (1,)]
     )
@@ -208,7 +210,7 @@ def test_hidden_sizes():
 
 def test_dueling_advantages_sum_to_zero():
     torch.manual_seed(0)
-    network, obs = dqn.QNetwork((4,), 3, [16, 16], True, True), torch.randn(20, 4)
+    network, obs = dqn.QNetwork(box(4), 3, [16, 16], True), torch.randn(20, 4)
     q_values, value = network(obs), network.value(network.body(obs))
     torch.testing.assert_close((q_values - value).sum(-1), torch.zeros(20), rtol=0, atol=1e-6)
     advantage = network.advantage(network.body(obs))
@@ -217,7 +219,7 @@ def test_dueling_advantages_sum_to_zero():
 
 def test_the_convolutions_are_the_paper_s():
     torch.manual_seed(0)
-    network = dqn.QNetwork((4, 84, 84), 6, [64], False, False)
+    network = dqn.QNetwork(box(4, 84, 84), 6, [64], False)
     shapes = [tuple(p.shape) for p in network.parameters() if p.ndim > 1]
     assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]
     frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
@@ -226,7 +228,7 @@ def test_the_convolutions_are_the_paper_s():
         x = F.relu(F.conv2d(x, p[2 * i], p[2 * i + 1], stride=stride))
     expected = F.relu(x.flatten(1) @ p[6].T + p[7]) @ p[8].T + p[9]
     torch.testing.assert_close(network(frames), expected, rtol=1e-4, atol=1e-5)
-    dueling = dqn.QNetwork((4, 84, 84), 6, [64], True, True)
+    dueling = dqn.QNetwork(box(4, 84, 84), 6, [64], True)
     assert dueling(frames).shape == (3, 6)
     assert [tuple(p.shape) for p in dueling.value.parameters()] == [(512, 3136), (512,), (1, 512), (1,)]
 
@@ -478,7 +480,7 @@ def test_pixels(tmp_path, capsys):
         "--pixels --num-envs 2 --total-timesteps 200 --learning-starts 190 --train-interval 4 --batch-size 4".split()
     )
     agent, history = dqn.train(quick(*flags, "--capture-video"))
-    assert history and agent.image and "replay buffer  1,000 transitions  0.01 GB" in capsys.readouterr().out
+    assert history and agent.bound == 255 and "replay buffer  1,000 transitions  0.01 GB" in capsys.readouterr().out
     (video,) = tmp_path.glob("runs/*/videos/*.mp4")
     assert video.stat().st_size > 1000
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
@@ -531,7 +533,7 @@ def test_atari(tmp_path, monkeypatch):
         "--env-id ALE/Pong-v5 --num-envs 2 --total-timesteps 240 --learning-starts 230 --batch-size 8 --capture-video"
     )
     agent, history = dqn.train(quick(*flags.split(), "--train-interval", "4"))
-    assert agent.image and len(batches) == 3 and all((batch[2] == 1).all() for batch in batches)
+    assert agent.bound == 255 and len(batches) == 3 and all((batch[2] == 1).all() for batch in batches)
     assert {value for _, value in history} == {500.0} and len(history) == 4
     (video,) = tmp_path.glob("runs/ALE-Pong-v5__dqn__1__*/videos/*.mp4")
     assert video.stat().st_size > 1000
@@ -569,7 +571,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
     agent, _ = dqn.train(quick("--target-update-interval", "1000", "--num-envs", "8"))
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     saved = torch.load(path, weights_only=True)
-    other, target = (dqn.QNetwork((4,), 2, quick().hidden_sizes, False, True) for _ in range(2))
+    other, target = (dqn.QNetwork(box(4), 2, quick().hidden_sizes, False) for _ in range(2))
     optimizer, rng = torch.optim.Adam(other.parameters()), np.random.default_rng(7)
     step = dqn.load_checkpoint(quick("--resume", str(path)), other, target, optimizer, rng)
     assert step == (1024, saved["wandb_id"])
@@ -607,7 +609,7 @@ def test_a_resumed_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight():
-    network = dqn.QNetwork((2,), 2, [4], False, True)
+    network = dqn.QNetwork(box(2), 2, [4], False)
     before = [p.detach().clone() for p in network.parameters()]
     optimizer = torch.optim.Adam(network.parameters())
     obs, action, reward = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), torch.full((3,), torch.nan)
@@ -624,7 +626,7 @@ def test_episodes_that_are_logged(monkeypatch):
 
 def test_evaluation_is_greedy_and_seeded():
     torch.manual_seed(0)
-    agent, args = dqn.QNetwork((4,), 2, [16], False, True), quick("--eval-episodes", "3")
+    agent, args = dqn.QNetwork(box(4), 2, [16], False), quick("--eval-episodes", "3")
     returns = dqn.evaluate(agent, args)
     assert len(returns) == 3 and dqn.evaluate(agent, args) == returns
     env, expected = gym.make("CartPole-v1"), []
@@ -694,7 +696,7 @@ def learn(env_id, *flags):
     return lambda obs: agent(torch.tensor([[float(obs)]]))[0].tolist()
 
 
-VARIANTS = pytest.mark.parametrize("flags", [["--no-layer-norm"], ["--double", "--dueling"]], ids=str)
+VARIANTS = pytest.mark.parametrize("flags", [[], ["--double", "--dueling"]], ids=str)
 
 
 def test_probe_1_value_of_a_constant_reward():
