@@ -339,14 +339,18 @@ def run_worker(sender, rank, *rest):
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # else the workers' threads fight for the cores
+    message = None
     try:
         worker(sender.send, rank, *rest)
     except RunError as error:
-        sender.send(str(error))
+        message = str(error)
     except Exception as error:  # an environment can fail in any way
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        sender.send(f"worker {rank}: {reason} ({place.filename}, line {place.lineno})")
+        message = f"worker {rank}: {reason} ({place.filename}, line {place.lineno})"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the parent may send now, in the middle of Python's clean-up
+    if message:
+        sender.send(message)
 
 
 def end_with_parent():
