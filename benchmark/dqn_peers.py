@@ -94,7 +94,7 @@ def ours(steps, seed):
 
 def last_100(history):
     """The mean return of the last 100 episodes."""
-    return round(np.mean([value for _, value in history[-100:]]), 2)
+    return round(float(np.mean([value for _, value in history[-100:]])), 2)
 
 
 def main():

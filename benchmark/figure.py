@@ -73,7 +73,7 @@ def draw(axis):
         ax.tick_params(labelsize=11)
         ax.grid(alpha=0.3)
         ax.set_xlim(left=0)
-        ax.legend(fontsize=11, frameon=False, loc="lower right")
+        ax.legend(fontsize=11, framealpha=0.8, edgecolor="none", loc="lower right")
     for ax in axes[:, 0]:
         ax.set_ylabel("return, mean of the last\n100 training episodes", fontsize=12)
     fig.savefig(RESULTS / f"{axis}.png")

@@ -336,6 +336,7 @@ def learned(model, steps):
         for info in local["infos"]:
             if "episode" in info:
                 episodes.append((local["self"].num_timesteps, time.perf_counter() - start, info["episode"]["r"]))
+        return True  # go on
 
     model.learn(steps, callback=note, log_interval=None)
     return episodes
