@@ -400,16 +400,15 @@ def test_episodes_that_are_logged(monkeypatch):
 def test_the_budget_is_not_exceeded(monkeypatch, tmp_path):
     """The batch in which the steps run out is not learned from, and a run that is complete stays so."""
     for total in range(40, 60):
-        calls, (_, history) = recorded(monkeypatch, "--env-id", "Ragged-v0", "--total-timesteps", str(total))
+        flags = ["--env-id", "Ragged-v0", "--total-timesteps", str(total), "--run-dir", f"runs/{total}"]
+        calls, (_, history) = recorded(monkeypatch, *flags)
         learned = sum(call[4].sum() for call in calls)
         monkeypatch.undo()
         monkeypatch.chdir(tmp_path)
         assert learned <= total and history[-1][0] == learned and len(history) == 4 * len(calls)
-        path = max(tmp_path.glob("runs/*/checkpoint.pt"), key=lambda path: path.stat().st_mtime_ns)
+        (path,) = tmp_path.glob(f"runs/{total}/*/checkpoint.pt")
         assert torch.load(path, weights_only=True)["global_step"] == total
-        _, history = reinforce.train(
-            quick("--total-timesteps", str(total), "--env-id", "Ragged-v0", "--resume", str(path))
-        )
+        _, history = reinforce.train(quick(*flags, "--resume", str(path)))
         assert history == []
     longer, _ = recorded(monkeypatch, "--env-id", "Ragged-v0", "--total-timesteps", "400")
     fits = np.cumsum([call[4].sum() for call in longer])
