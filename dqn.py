@@ -10,10 +10,9 @@ Update   L = E[huber(y - Q(s,a))] over a batch drawn uniformly from the replay b
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          y is a constant; Q⁻ is Q as it was at the last multiple of target_update_interval
 Departs  Adam for RMSProp; environments stepped together; an episode that a time limit cuts bootstraps from its last
-         observation; the TD error is not clipped (--huber-delta 1 for the paper's, which suits Atari's clipped rewards
-         but not returns of 100); numbers bounded below 1 are stretched to ±1; evaluation with ε = 0.
-         Atari: no terminal at a lost life, sticky actions; --pixels stacks 4 pictures, where a difference of two
-         would hold the same motion
+         observation; the TD error is not clipped (--huber-delta 1 for the paper's, made for Atari's clipped rewards);
+         numbers that are bounded below 1 are stretched to ±1; evaluation with ε = 0. Atari: no terminal at a lost life,
+         sticky actions; --pixels stacks 4 pictures, where a difference of two would hold the same motion
 Resume   goes on with an empty replay buffer: learning waits for learning_starts further steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   greedy return 500.0 ± 0.0 (10 seeds), 8.5 s of training (2 cores of an AMD EPYC)
