@@ -4,9 +4,10 @@
 # ///
 """PAAC: parallel advantage actor-critic, one policy that plays many environments at once, on CPUs or GPUs.
 
-Paper    Clemente et al. 2017 (arXiv:1705.04862), Alg. 1, with the settings of its program, github.com/Alfredvc/paac
+Papers   Clemente et al. 2017 (arXiv:1705.04862), Alg. 1, with the settings of its program, github.com/Alfredvc/paac;
+         Schulman et al. 2016 (arXiv:1506.02438), eq. 16
 Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one step on Δθ per rollout
-         δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t is Σ γ^k r_t+k
+         δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
          V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
          g = αg + (1 - α)Δθ²    θ = θ - η Δθ / √(g + ε)    Δθ = ∇(loss_scale L), clipped; g is 1 at first
 Ranks    torchrun --nproc-per-node K paac_gpu.py: K processes, each with a device and num_envs environments of its own,
@@ -30,8 +31,8 @@ import textwrap
 import time
 from pathlib import Path
 
-if __name__ == "__main__":  # before torch, whose threads would else spin where the emulators could run
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if __name__ == "__main__":  # before torch, whose threads would else spin for long where the emulators could run
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import gymnasium as gym
 import numpy as np
@@ -65,7 +66,7 @@ def parse_args(argv=None):
     add("--learning-rate", type=number(float, 0), default=0.0224, help="RMSProp's step size, the paper's η")
     add("--anneal-lr", action=switch, default=True, help="let the learning rate fall linearly to 0")
     add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay of RMSProp's mean square g, α")
-    add("--rmsprop-eps", type=number(float, 0), default=0.1, help="added to g under the root, ε")
+    add("--rmsprop-eps", type=number(float, 1e-12), default=0.1, help="added to g under the root, ε")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--gae-lambda", type=number(float, 0, 1), default=1.0, help="λ: 1 is the n-step advantage, 0 the TD error")
     add("--loss-scale", type=number(float, 0), default=5.0, help="factor of L: 5 makes means over t_max = 5 sums")
@@ -87,10 +88,9 @@ def parse_args(argv=None):
     add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), choices=modes, help="offline needs no account")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT", "reference-rl"), help="W&B project")
     args = parser.parse_args(argv)
-    if args.total_timesteps < args.num_envs * args.num_steps:
-        parser.error(
-            f"argument --total-timesteps: one rollout is num_envs x num_steps = {args.num_envs * args.num_steps}"
-        )
+    batch_size = args.num_envs * args.num_steps * int(os.environ.get("WORLD_SIZE", 1))
+    if args.total_timesteps < batch_size:
+        parser.error(f"argument --total-timesteps: one rollout is num_envs x num_steps x ranks = {batch_size}")
     if args.capture_video and args.eval_episodes == 0:
         parser.error("argument --capture-video: records an evaluation episode, so --eval-episodes must not be 0")
     return args
@@ -150,7 +150,7 @@ def compute_advantages(rewards, values, next_values, terminated, done, gamma, ga
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, valid, vf_coef, ent_coef):
     """L of the header -> (loss, metrics); every tensor is (num_steps, num_envs), the means are over valid = 1."""
-    share = valid / valid.sum().clamp(min=1)  # of each step in the means; nothing but resets has loss 0
+    share = valid / valid.sum().clamp(min=1)  # a step's weight in the means; min=1 for a rollout of resets alone
     policy_loss = -(share * advantages.detach() * log_prob).sum()
     value_loss = (share * (returns.detach() - values) ** 2).sum()
     entropy = (share * entropy).sum()
@@ -233,7 +233,7 @@ def train(args):
     history, recent = [], collections.deque(maxlen=100)  # of (global_step, return), of (return, length)
     all_envs = num_ranks * args.num_envs  # steps are counted over all ranks, episodes over those of this one
     batch_size, global_step = args.num_steps * all_envs, start_step  # steps count the resets, too
-    # Gymnasium seeds environment i by seed + i: on the next rank they go on from here.
+    # Where Gymnasium seeds environment i by seed + i, the next rank goes on from here.
     obs, _ = envs.reset(seed=env_seed(args.seed, 0, start_step) + rank * args.num_envs)
     folder, run = start_run(args, run_id, device) if rank == 0 else (None, None)
     start_time, clock = time.perf_counter(), Clock()
@@ -255,11 +255,11 @@ def train(args):
                 action = actions[t].cpu().numpy()  # the environments need it: here the CPU waits for the GPU
                 clock.lap("acting")
                 valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
+                # With a done comes the episode's true last observation: a time limit bootstraps from its value.
                 obs, reward, terminated, truncated, _ = envs.step(env_action(action, envs.single_action_space))
                 clock.lap("environments")
                 done = terminated | truncated
-                # With a done comes the episode's true last observation: a time limit bootstraps from its value.
-                rewards[t] = np.sign(reward) if atari(args) else reward
+                rewards[t] = np.sign(reward) if atari(args) else reward  # Atari's clipped to ±1
                 terminateds[t], dones[t] = terminated, done
                 global_step += all_envs
                 episode_return += reward
@@ -542,6 +542,7 @@ def load_checkpoint(args, agent, optimizer):
             raise ValueError(f"of {script}.py, env_id {flags['env_id']}")
         agent.load_state_dict(checkpoint["agent"])
         optimizer.load_state_dict(checkpoint["optimizer"])
+        optimizer.param_groups[0].update(decay=args.rmsprop_decay, eps=args.rmsprop_eps)  # flags of this run hold
         torch.set_rng_state(checkpoint["torch_rng"])
         return checkpoint["global_step"], checkpoint["wandb_id"]
     except Exception as error:  # a file from anywhere can fail in any way

@@ -318,12 +318,17 @@ def test_learning_rate_falls_to_zero(monkeypatch):
     assert [call[-1] for call in calls] == [0.1] * 4
 
 
-def test_optimizer_settings(monkeypatch):
+def test_optimizer_settings(monkeypatch, tmp_path):
+    """The flags hold, in a resumed run too: its own, not the last one's."""
     seen, update = [], paac_gpu.update
-    spy = lambda agent, optimizer, *rest: seen.append(optimizer.defaults) or update(agent, optimizer, *rest)  # noqa: E731
+    spy = lambda agent, optimizer, *rest: seen.append(optimizer.param_groups[0]) or update(agent, optimizer, *rest)  # noqa: E731
     monkeypatch.setattr(paac_gpu, "update", spy)
     paac_gpu.train(quick("--rmsprop-decay", "0.9", "--rmsprop-eps", "0.2"))
     assert (seen[0]["decay"], seen[0]["eps"]) == (0.9, 0.2)
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    more = "--rmsprop-decay", "0.8", "--rmsprop-eps", "0.3", "--total-timesteps", "2048"
+    paac_gpu.train(quick("--resume", str(path), *more))
+    assert (seen[-1]["decay"], seen[-1]["eps"]) == (0.8, 0.3)
 
 
 # Atari
@@ -502,10 +507,21 @@ def test_environments_that_fail(env_id, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_less_than_one_rollout(capsys):
+def test_an_epsilon_of_zero_is_refused(capsys):
+    """A weight whose gradient has always been 0 would be divided by the root of 0."""
     with pytest.raises(SystemExit) as stop:
-        paac_gpu.parse_args(["--num-envs", "8", "--num-steps", "10", "--total-timesteps", "79"])
-    assert stop.value.code == 2 and "num_envs x num_steps = 80" in capsys.readouterr().err
+        paac_gpu.parse_args(["--rmsprop-eps", "0"])
+    assert stop.value.code == 2 and "--rmsprop-eps: takes float from 1e-12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ranks", "steps"), [(1, 80), (3, 240)])
+def test_less_than_one_rollout(ranks, steps, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    flags = ["--num-envs", "8", "--num-steps", "10", "--total-timesteps"]
+    assert paac_gpu.parse_args([*flags, str(steps)]).total_timesteps == steps
+    with pytest.raises(SystemExit) as stop:
+        paac_gpu.parse_args([*flags, str(steps - 1)])
+    assert stop.value.code == 2 and f"num_envs x num_steps x ranks = {steps}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -543,16 +559,16 @@ def test_observations_are_copied():
     assert np.array_equal(tensor, frames) and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_waiting_threads_sleep_only_where_it_is_the_program(monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+def test_waiting_threads_soon_sleep_only_where_it_is_the_program(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setattr(sys, "argv", ["paac_gpu.py", "--help"])
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         runpy.run_path(str(ROOT / "paac_gpu.py"), run_name="imported")
-        assert "OMP_WAIT_POLICY" not in os.environ
+        assert "GOMP_SPINCOUNT" not in os.environ
         with pytest.raises(SystemExit):
             runpy.run_path(str(ROOT / "paac_gpu.py"), run_name="__main__")
-        assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert os.environ["GOMP_SPINCOUNT"] == "10000"
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
