@@ -5,7 +5,7 @@
 """A2C: advantage actor-critic, the synchronous form of A3C.
 
 Papers   Mnih et al. 2016 (arXiv:1602.01783), Alg. S3; Schulman et al. 2016 (arXiv:1506.02438), eq. 16
-Update   L = -E[log π(a|s) Â] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step on L per rollout
+Update   L = -E[log π(a|s) Â] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    an Adam step a rollout, ∇L clipped
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    Â = (A - mean A) / std A
          V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; Â and R are constants
 Departs  synchronous environments; λ < 1 (λ = 1 is the paper's n-step advantage); Â for A; Adam without momentum for
@@ -148,7 +148,7 @@ def normalize(advantages, valid):
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, valid, vf_coef, ent_coef):
     """L of the header -> (loss, metrics); every tensor is (num_steps, num_envs), the means are over valid = 1."""
-    share = valid / valid.sum().clamp(min=1)  # of each step in the means; nothing but resets has loss 0
+    share = valid / valid.sum().clamp(min=1)  # a step's weight in the means; min=1 for a rollout of resets alone
     policy_loss = -(share * advantages.detach() * log_prob).sum()
     value_loss = (share * (returns.detach() - values) ** 2).sum()
     entropy = (share * entropy).sum()

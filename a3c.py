@@ -46,13 +46,13 @@ def parse_args(argv=None):
     """Flags -> argparse.Namespace; a value out of range ends the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    add("--env-id", default="CartPole-v1", help="Gymnasium id: flat observations, any actions; or ALE/GAME-v5")
+    add("--env-id", default="CartPole-v1", help="id: discrete or continuous actions; flat observations or ALE/GAME-v5")
     add("--total-timesteps", type=number(int, 1, 10**15), default=200_000, help="environment steps, over all workers")
     add("--num-workers", type=number(int, 1, 1024), default=2, help="processes, each with an environment of its own")
     add("--num-steps", type=number(int, 1), default=20, help="most steps per update, the paper's t_max")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="RMSProp's step size, the paper's η")
     add("--anneal-lr", action=switch, default=True, help="let the learning rate fall linearly to 0")
-    add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay of RMSProp's statistics g, α")
+    add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay of RMSProp's mean square g, α")
     add("--rmsprop-eps", type=number(float, 1e-12), default=1e-2, help="added to g under the root, ε")
     add("--shared-statistics", action=switch, default=True, help="one g for all workers, or each its own")
     add("--gamma", type=number(float, 0, 1), default=0.98, help="discount γ")
@@ -225,7 +225,7 @@ def worker(send, rank, args, optimizer, steps, start_step):
                 done = terminated or truncated
                 observations.append(obs)
                 actions.append(action)
-                rewards.append(float(np.sign(reward) if atari(args) else reward))
+                rewards.append(float(np.sign(reward) if atari(args) else reward))  # Atari's clipped to ±1
                 episode_return += float(reward)
                 episode_length += 1
 
@@ -324,7 +324,7 @@ def evaluate(agent, args, folder=None):
 
 
 def start_worker(workers, context, rank, *rest):
-    """Start the process of a worker and add it to workers, a dict from the pipe on which it reports to the process."""
+    """Start the process of a worker and add it to workers, a dict {pipe on which it reports: process}."""
     receiver, sender = context.Pipe(duplex=False)  # one a worker: no lock that others wait for if it is killed
     process = context.Process(target=run_worker, args=(sender, rank, *rest), name=f"worker {rank}", daemon=True)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent alone

@@ -6,13 +6,14 @@
 
 Papers   Mnih et al. 2015 (doi:10.1038/nature14236), Alg. 1; --double: van Hasselt et al. 2016 (arXiv:1509.06461);
          --dueling: Wang et al. 2016 (arXiv:1511.06581), eq. 9
-Update   L = E[huber(y - Q(s,a))] over a batch drawn uniformly from the replay buffer    one Adam step on L each
+Update   L = E[huber(y - Q(s,a))] over a batch drawn uniformly from the replay buffer    an Adam step each, ∇L clipped
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          y is a constant; Q⁻ is Q as it was at the last multiple of target_update_interval
-Departs  Adam for RMSProp; environments stepped together; an episode that a time limit cuts bootstraps from its last
-         observation; the TD error is not clipped (--huber-delta 1 for the paper's, made for Atari's clipped rewards);
-         numbers that are bounded below 1 are stretched to ±1; evaluation with ε = 0. Atari: no terminal at a lost life,
-         sticky actions; --pixels stacks 4 pictures, where a difference of two would hold the same motion
+Departs  Adam, annealed, for RMSProp; environments stepped together; an episode that a time limit cuts bootstraps from
+         its last observation; the target is copied every so many environment steps, not updates; the TD error is not
+         clipped (--huber-delta 1 for the paper's, made for Atari's clipped rewards); numbers bounded by less than 1 are
+         stretched to ±1; evaluation with ε = 0. Atari: no terminal at a lost life, sticky actions; --pixels stacks 4
+         pictures, where a difference of two would hold the same motion
 Resume   goes on with an empty replay buffer: learning waits for learning_starts further steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   greedy return 500.0 ± 0.0 (10 seeds), 8.5 s of training (2 cores of an AMD EPYC)
@@ -63,14 +64,14 @@ def parse_args(argv=None):
     add("--learning-starts", type=number(int, 0), default=1_000, help="environment steps before the first update")
     add("--train-interval", type=number(int, 1), default=128, help="environment steps between updates")
     add("--gradient-steps", type=number(int, 1), default=1, help="gradient steps per update")
-    add("--target-update-interval", type=number(int, 1), default=1_920, help="steps from copy to copy, the paper's C")
+    add("--target-update-interval", type=number(int, 1), default=1_920, help="environment steps between copies to Q⁻")
     add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="ε, the share of random actions, at first")
     add("--epsilon-end", type=number(float, 0, 1), default=0.1, help="ε at last")
     add("--epsilon-steps", type=number(int, 1), default=128_000, help="environment steps in which ε falls linearly")
     add("--exponential-epsilon", action="store_true", help="let ε fall exponentially, with epsilon_steps as constant")
     add("--double", action=switch, default=False, help="choose a' by Q, value it by Q⁻")
     add("--dueling", action=switch, default=False, help="Q = V + A - mean A")
-    add("--hidden-sizes", type=number(int, 1), nargs="+", default=[128, 128], help="layers for flat observations")
+    add("--hidden-sizes", type=number(int, 1, 9999), nargs="+", default=[128, 128], help="layers for flat observations")
     add("--huber-delta", type=number(float, 1e-6), default=1_000.0, help="TD error beyond which the loss is linear, δ")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the global norm of the gradient to this")
     add("--pixels", action="store_true", help="observe the environment's rendered picture in place of its state")
@@ -105,7 +106,7 @@ def parse_args(argv=None):
 class QNetwork(nn.Module):
     """Q(s,·): an MLP for flat observations, the paper's convolutions for (4, 84, 84) frames.
 
-    Frames are divided by 255; an observation's numbers that are bounded below 1 are stretched to ±1, others left alone.
+    Frames are divided by 255; an observation's numbers bounded by less than 1 are stretched to ±1, others left alone.
     """
 
     def __init__(self, obs_space, num_actions, hidden_sizes, dueling):
@@ -121,7 +122,7 @@ class QNetwork(nn.Module):
             bound[(bound == 0) | (bound > 1)] = 1
         else:
             layers = [nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
-            layers += [nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(), nn.Flatten()]
+            layers += [nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten()]
             sizes, bound = [64 * 7 * 7, 512], 255
         self.register_buffer("bound", torch.as_tensor(bound, dtype=torch.float32), persistent=False)
         self.body = nn.Sequential(*layers)
@@ -255,7 +256,7 @@ def train(args):
     auto = "cuda" if image and torch.cuda.is_available() else "cpu"
     device = torch.device(auto if args.device == "auto" else args.device)
     q_network = QNetwork(obs_space, int(action_space.n), args.hidden_sizes, args.dueling)
-    q_network.to(device, memory_format=torch.channels_last)  # of the convolutions' weights: twice as fast on a CPU
+    q_network.to(device, memory_format=torch.channels_last)  # in which convolutions learn faster
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
     start_step, run_id = 0, None
@@ -290,7 +291,8 @@ def train(args):
             episode_length += ~done  # the step after a done only resets
             obs, reward, terminated, truncated, _ = envs.step(env_action(action, action_space))
             done = terminated | truncated
-            buffer.add(action, np.sign(reward) if atari(args) else reward, terminated, done, obs)
+            stored = np.sign(reward) if atari(args) else reward  # Atari's rewards are clipped to ±1
+            buffer.add(action, stored, terminated, done, obs)
             global_step += args.num_envs
             episode_return += reward
             for i in np.flatnonzero(done):
@@ -336,7 +338,7 @@ def train(args):
 
 
 def evaluate(agent, args, folder=None):
-    """Play args.eval_episodes greedy episodes (ε = 0) in fresh environments, away from training's -> their returns.
+    """Play args.eval_episodes greedy episodes in fresh environments, away from training's seeds -> their returns.
 
     --capture-video records the first episode into `folder` (args.run_dir if None).
     """
@@ -414,7 +416,7 @@ def make_pixels(args):
 
 
 def make_eval_env(args, folder):
-    """One environment with the observations of training, its first episode recorded into folder if so wished."""
+    """One environment to evaluate in."""
     if atari(args):
         env = Single(make_atari(args, 1))
     elif args.pixels:
