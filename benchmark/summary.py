@@ -6,8 +6,7 @@ Returns: of each seed's mean over its evaluation episodes the mean, deviation, l
 that of the middle half of the seeds, with a bootstrap interval (Agarwal et al. 2021, arXiv:2108.13264): 95% of the
 interquartile means of 10,000 samples of the seeds, drawn with replacement.
 
-Speeds: steps/s, and the ratio to the peer's in the same round: the median over rounds,
-the lowest and the highest.
+Speeds: steps/s, and the ratio to the peer's in the same round: the median over rounds, the lowest and the highest.
 """
 
 import numpy as np
