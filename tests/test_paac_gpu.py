@@ -219,7 +219,9 @@ def test_networks_for_frames(network, shapes):
     frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
     logits, values = agent(frames)
     assert logits.shape == (3, 6) and values.shape == (3,)
-    one_logits, one_value = agent(frames[1].float())  # as evaluate gives it: one observation, in floats
+    one = frames[1].float()  # as evaluate gives it: one observation, in floats
+    one_logits, one_value = agent(one)
+    assert torch.equal(one, frames[1].float())  # is left alone
     torch.testing.assert_close((one_logits, one_value), (logits[1], values[1]), rtol=0, atol=1e-5)
     torch.testing.assert_close(agent.actor(agent.body(frames / 255.0)), logits)
     agent.to(memory_format=torch.channels_last)
