@@ -1,0 +1,20 @@
+"""Hold the speed of every script that has a peer against it, all in one sitting, and print the table of ratios.
+
+    python benchmark/ratios.py    20 minutes, after making the peers' virtual environments
+
+Each of these measures in turns and writes its results anew; nothing else should run on the machine meanwhile.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PARTS = ["reinforce_speed.py", "peers.py speed", "a3c_speed.py peer", "dqn_peers.py --seeds 2", "paac_speed.py"]
+
+(HERE / "results" / "a2c_speed.csv").unlink(missing_ok=True)  # peers.py would only add what is missing
+for part in [*PARTS, "summary.py"]:
+    print(f"benchmark/{part}", flush=True)
+    script, *flags = part.split()
+    if subprocess.run([sys.executable, HERE / script, *flags]).returncode:
+        sys.exit(f"ratios.py: {part} failed, see above")
