@@ -12,7 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PARTS = ["reinforce_speed.py", "peers.py speed", "a3c_speed.py peer", "dqn_peers.py --seeds 2", "paac_speed.py"]
 
-(HERE / "results" / "a2c_speed.csv").unlink(missing_ok=True)  # peers.py would only add what is missing
+for name in ("a2c_speed.csv", "dqn_cleanrl.csv"):  # to which peers.py and dqn_peers.py would only add what is missing
+    (HERE / "results" / name).unlink(missing_ok=True)
 for part in [*PARTS, "summary.py"]:
     print(f"benchmark/{part}", flush=True)
     script, *flags = part.split()
