@@ -119,7 +119,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """(..., *obs_shape), frames from 0 to 255 -> logits (..., num_actions), values (...)."""
-        obs = obs.to(self.actor.weight.dtype, copy=True)  # a copy: dividing it in place spares another
+        obs = obs.to(self.actor.weight.dtype, copy=True)  # a copy, to divide in place
         features = self.body(obs.div_(255) if self.image else obs)
         return self.actor(features), self.critic(features).squeeze(-1)
 

@@ -1,6 +1,6 @@
 """Hold the speed of every script that has a peer against it, all in one sitting, and print the table of ratios.
 
-    python benchmark/ratios.py    20 minutes, after making the peers' virtual environments
+    python benchmark/ratios.py    a quarter of an hour, after making the peers' virtual environments
 
 Each of these measures in turns and writes its results anew; nothing else should run on the machine meanwhile.
 """
