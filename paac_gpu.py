@@ -74,6 +74,8 @@ def parse_args(argv=None):
     add("--ent-coef", type=number(float, 0), default=0.02, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=3.0, help="clip the global norm of the gradient to this")
     add("--repeat-action-probability", type=number(float, 0, 1), default=0.0, help="Atari's sticky actions")
+    add("--bf16", action=switch, default=False, help="run the network's body in bfloat16: faster, less exact")
+    add("--cuda-graphs", action=switch, default=False, help="record acting and learning as CUDA graphs, on one GPU")
     add("--seed", type=number(int, 0, 2**31 - 1), default=1, help="seeds networks, environments and actions")
     add(
         "--device", type=device_name, default="auto", help="cpu, cuda, cuda:N or mps; auto is cuda for images, else cpu"
@@ -91,6 +93,8 @@ def parse_args(argv=None):
     batch_size = args.num_envs * args.num_steps * int(os.environ.get("WORLD_SIZE", 1))
     if args.total_timesteps < batch_size:
         parser.error(f"argument --total-timesteps: one rollout is num_envs x num_steps x ranks = {batch_size}")
+    if args.cuda_graphs and "WORLD_SIZE" in os.environ:
+        parser.error("argument --cuda-graphs: takes a single process, without torchrun")
     if args.capture_video and args.eval_episodes == 0:
         parser.error("argument --capture-video: records an evaluation episode, so --eval-episodes must not be 0")
     return args
@@ -102,9 +106,9 @@ class ActorCritic(nn.Module):
     Weights and biases start uniformly in ±1 / √(number of inputs): the authors' choice, and torch's own.
     """
 
-    def __init__(self, obs_space, num_actions, network):
+    def __init__(self, obs_space, num_actions, network, bf16=False):
         super().__init__()
-        self.image = len(obs_space.shape) == 3
+        self.image, self.bf16 = len(obs_space.shape) == 3, bf16
         if not self.image:
             layers = [nn.Linear(obs_space.shape[0], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
         elif network == "nips":
@@ -119,8 +123,11 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """(..., *obs_shape), frames from 0 to 255 -> logits (..., num_actions), values (...)."""
-        obs = obs.to(self.actor.weight.dtype, copy=True)  # a copy, to divide in place
-        features = self.body(obs.div_(255) if self.image else obs)
+        dtype = self.actor.weight.dtype
+        obs = obs.to(torch.bfloat16 if self.bf16 else dtype, copy=True)  # a copy, to divide in place
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.body(obs.div_(255) if self.image else obs)
+        features = features.to(dtype)  # π and V are too fine for bfloat16, and take little time
         return self.actor(features), self.critic(features).squeeze(-1)
 
     def sample(self, logits, noise):
@@ -174,7 +181,7 @@ class RMSProp(torch.optim.Optimizer):
         for p in group["params"]:
             g = self.state[p]["mean_square"]
             g.mul_(group["decay"]).addcmul_(p.grad, p.grad, value=1 - group["decay"])
-            p.addcdiv_(p.grad, (g + group["eps"]).sqrt_(), value=-group["lr"])
+            p.addcdiv_(group["lr"] * p.grad, (g + group["eps"]).sqrt_(), value=-1)
 
 
 def average_gradient(agent, count):
@@ -192,7 +199,7 @@ def average_gradient(agent, count):
 
 
 def update(agent, optimizer, logits, values, actions, rewards, terminated, done, valid, args):
-    """One step on a rollout, by the graph that acting has left on logits and values -> metrics.
+    """One step on a rollout, by what acting has left for autograd on logits and values -> metrics.
 
     logits are (num_steps, num_envs, num_actions), values (num_steps + 1, num_envs), all others (num_steps, num_envs).
     """
@@ -206,9 +213,34 @@ def update(agent, optimizer, logits, values, actions, rewards, terminated, done,
     if distributed.is_initialized():
         average_gradient(agent, valid.sum().float())
     metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-    if metrics["grad_norm"].isfinite():  # else train ends the run, and the weights stay good; the CPU waits again
-        optimizer.step()
+    for p in agent.parameters():  # a norm that is not finite has made them 0 or NaN: the weights stay good, train ends
+        p.grad.nan_to_num_(nan=0)
+    optimizer.step()
     return metrics
+
+
+class Graphed:
+    """A function of tensors whose kernels are recorded as a CUDA graph, and from then on launched all at once.
+
+    The first calls run as they are, so that libraries can set themselves up, on a stream that is not the default one.
+    A later call copies its arguments to where the graph reads them and overwrites what the call before has returned.
+    """
+
+    def __init__(self, function):
+        self.function, self.warmup = function, 3
+
+    def __call__(self, *inputs):
+        if self.warmup:
+            self.warmup -= 1
+            return self.function(*inputs)
+        if not hasattr(self, "graph"):
+            self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):  # runs nothing yet
+                self.outputs = self.function(*self.inputs)
+        for kept, x in zip(self.inputs, inputs, strict=True):
+            kept.copy_(x)
+        self.graph.replay()
+        return self.outputs
 
 
 def train(args):
@@ -221,10 +253,29 @@ def train(args):
         torch.set_num_threads(1)  # the network is tiny: one thread beats many
     rank, num_ranks, local_rank = start_ranks()
     device = choose_device(args, image, local_rank)
-    agent = ActorCritic(obs_space, num_actions, args.network)
+    if args.cuda_graphs:
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # as the default one cannot be recorded
+    agent = ActorCritic(obs_space, num_actions, args.network, args.bf16)
     agent.to(device, memory_format=torch.channels_last)  # in which convolutions learn faster
-    optimizer = RMSProp(agent.parameters(), args.learning_rate, args.rmsprop_decay, args.rmsprop_eps)
+    learning_rate = torch.tensor(args.learning_rate, device=device)  # in memory, where a CUDA graph can read it
+    optimizer = RMSProp(agent.parameters(), learning_rate, args.rmsprop_decay, args.rmsprop_eps)
     start_step, run_id = load_checkpoint(args, agent, optimizer) if args.resume is not None else (0, None)
+
+    def act(obs, noise):
+        """One step of all environments -> logits, values, actions."""
+        logits, values = agent(obs)
+        return logits, values, agent.sample(logits.detach(), noise)
+
+    def learn(last_obs, *rollout):
+        """One gradient step, by what the num_steps calls of act have left for autograd -> metrics."""
+        logits, values, actions = (list(x) for x in zip(*acted, strict=True))
+        with torch.no_grad():
+            values.append(agent(last_obs)[1])
+        return update(agent, optimizer, *map(torch.stack, (logits, values, actions)), *rollout, args)
+
+    acts = [act] * args.num_steps
+    if args.cuda_graphs:  # a graph for each step, as learning needs what each of them has left in memory
+        acts, learn = [Graphed(act) for _ in acts], Graphed(learn)
 
     shape = args.num_steps, args.num_envs
     rewards = np.zeros(shape, np.float32)
@@ -232,6 +283,7 @@ def train(args):
     done = np.zeros(args.num_envs, bool)
     episode_return, episode_length = np.zeros((2, args.num_envs))
     history, recent = [], collections.deque(maxlen=100)  # of (global_step, return), of (return, length)
+    metrics = {"grad_norm": 0.0}
     all_envs = num_ranks * args.num_envs  # steps are counted over all ranks, episodes over those of this one
     batch_size, global_step = args.num_steps * all_envs, start_step  # steps count the resets, too
     # Where Gymnasium seeds environment i by seed + i, the next rank goes on from here.
@@ -240,20 +292,17 @@ def train(args):
     start_time, clock = time.perf_counter(), Clock()
     try:
         while global_step + batch_size <= args.total_timesteps:
-            learning_rate = args.learning_rate * (1 - global_step / args.total_timesteps if args.anneal_lr else 1)
-            optimizer.param_groups[0]["lr"] = learning_rate
+            lr = args.learning_rate * (1 - global_step / args.total_timesteps if args.anneal_lr else 1)
+            learning_rate.fill_(lr)
 
-            # 1. Play num_steps in every environment with the current policy. The graph of acting is kept, so learning
-            # needs no second forward pass. Each rank draws the noise of all and takes its own: K act as one would.
-            logits, values, actions = [], [], []
+            # 1. Play num_steps in every environment with the current policy. What autograd needs of acting is kept, so
+            # learning takes no second forward pass. Each rank draws the noise of all and takes its own: K act as one.
+            acted = []  # logits (num_envs, num_actions), values and actions (num_envs,) of each step
             noise = torch.empty(args.num_steps, num_ranks, args.num_envs, num_actions).exponential_()
-            noise = noise[:, rank].to(device)  # (num_steps, num_envs, num_actions); one small copy for a rollout
+            noise = to_device(noise[:, rank].numpy(), device)  # one small copy for a rollout
             for t in range(args.num_steps):
-                logits_t, values_t = agent(to_device(obs, device))  # (num_envs, num_actions), (num_envs,)
-                logits.append(logits_t)
-                values.append(values_t)
-                actions.append(agent.sample(logits_t.detach(), noise[t]))
-                action = actions[t].cpu().numpy()  # the environments need it: here the CPU waits for the GPU
+                acted.append(acts[t](to_device(obs, device), noise[t]))
+                action = acted[t][-1].cpu().numpy()  # the environments need it: only here the CPU waits for the GPU
                 clock.lap("acting")
                 valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
                 # With a done comes the episode's true last observation: a time limit bootstraps from its value.
@@ -271,16 +320,8 @@ def train(args):
                     episode_return[i] = episode_length[i] = 0
 
             # 2. Learn from the whole rollout, in one gradient step.
-            with torch.no_grad():
-                values.append(agent(to_device(obs, device))[1])
-            # Four small copies to the device; all else of the rollout is there.
-            rollout = (torch.as_tensor(x, device=device) for x in (rewards, terminateds, dones, valids))
-            metrics = update(agent, optimizer, *map(torch.stack, (logits, values, actions)), *rollout, args)
-            if not math.isfinite(metrics["grad_norm"]):
-                raise RunError(
-                    f"step {global_step}: the loss is not finite; try a lower --learning-rate, or look for NaN in "
-                    f"what {args.env_id} returns"
-                )
+            check_finite(metrics, args, global_step)  # the last update is done, as actions have come after it
+            metrics = learn(*(to_device(x, device) for x in (obs, rewards, terminateds, dones, valids)))
             clock.lap("learning")
 
             # 3. Log and save.
@@ -289,7 +330,7 @@ def train(args):
             last = global_step + batch_size > args.total_timesteps
             if last or due(args.log_interval, global_step, batch_size):
                 speed = (global_step - start_step) / (time.perf_counter() - start_time)
-                charts = {"charts/SPS": speed, "charts/learning_rate": learning_rate} | clock.shares()
+                charts = {"charts/SPS": speed, "charts/learning_rate": lr} | clock.shares()
                 charts["charts/PPS"] = speed * (1 + 1 / args.num_steps)  # states through the network, as in GA3C
                 charts["charts/TPS"] = speed / batch_size  # updates
                 log_progress(run, args, global_step, recent, charts, metrics)
@@ -297,6 +338,7 @@ def train(args):
                 save_checkpoint(folder, args, agent, optimizer, global_step, run.id)
             clock.lap("logging")
 
+        check_finite(metrics, args, global_step)
         if rank == 0:
             save_checkpoint(folder, args, agent, optimizer, global_step, run.id)
             if args.eval_episodes:
@@ -328,6 +370,8 @@ def choose_device(args, image, local_rank):
     """--device as a torch.device; auto is cuda for images, and cuda the GPU with the number of the rank."""
     auto = "cuda" if image and torch.cuda.is_available() else "cpu"
     device = torch.device(auto if args.device == "auto" else args.device)
+    if args.cuda_graphs and device.type != "cuda":
+        raise RunError(f"--cuda-graphs: takes a GPU; the device is {device}")
     if device != torch.device("cuda"):
         return device
     if local_rank >= torch.cuda.device_count():
@@ -335,14 +379,26 @@ def choose_device(args, image, local_rank):
     return torch.device("cuda", local_rank)
 
 
-def to_device(obs, device):
-    """A copy of NumPy observations on the device, from pinned memory to a GPU, which lets the CPU go on meanwhile."""
-    obs = torch.tensor(obs, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-    return obs.contiguous(memory_format=torch.channels_last) if obs.ndim == 4 else obs  # as convolutions like it
+def to_device(array, device):
+    """A copy of a NumPy array on the device, from pinned memory to a GPU, which lets the CPU go on meanwhile."""
+    x = torch.tensor(array, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # frames, as convolutions like them
+
+
+def check_finite(metrics, args, global_step):
+    """RunError if an update's gradient was not finite."""
+    if not math.isfinite(metrics["grad_norm"]):
+        raise RunError(
+            f"step {global_step}: the loss is not finite; try a lower --learning-rate, or look for NaN in "
+            f"what {args.env_id} returns"
+        )
 
 
 class Clock:
-    """Where the time goes: lap(name) adds the seconds since the last lap to `name`."""
+    """Where the time goes: lap(name) adds the seconds since the last lap to `name`.
+
+    While a GPU learns the CPU goes on, so that acting, which then waits for it, has most of these seconds.
+    """
 
     def __init__(self):
         self.seconds, self.last = collections.Counter(), time.perf_counter()
@@ -542,8 +598,9 @@ def load_checkpoint(args, agent, optimizer):
         if script != Path(__file__).stem or flags["env_id"] != args.env_id:
             raise ValueError(f"of {script}.py, env_id {flags['env_id']}")
         agent.load_state_dict(checkpoint["agent"])
+        settings = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
         optimizer.load_state_dict(checkpoint["optimizer"])
-        optimizer.param_groups[0].update(decay=args.rmsprop_decay, eps=args.rmsprop_eps)  # flags of this run hold
+        optimizer.param_groups[0].update(settings)  # flags of this run hold
         torch.set_rng_state(checkpoint["torch_rng"])
         return checkpoint["global_step"], checkpoint["wandb_id"]
     except Exception as error:  # a file from anywhere can fail in any way

@@ -1,11 +1,12 @@
 """Hold paac_gpu.py's speed on Pong against Stable-Baselines3's A2C and against the emulators alone.
 
-    python benchmark/paac_speed.py    steps/s on the CPU, in turns; some minutes, after making benchmark/.venv-sb3-atari
+    python benchmark/paac_speed.py          steps/s on the CPU; some minutes, after making benchmark/.venv-sb3-atari
+    python benchmark/paac_speed.py --gpu    steps/s on a GPU with 32 to 256 games, --cuda-graphs and --bf16
 
-All play 32 games, A2C and PAAC with 5 steps per update. Stable-Baselines3 plays them as its user makes them, by
-make_atari_env in one process, with its Nature network, to which --network nature is the equal. The emulators alone take
-random actions. Each runs in a process of its own; a step is an action of a game, four of its frames. Writes
-benchmark/results/paac_speed.csv.
+All run in turns and have 5 steps per update, on the CPU 32 games. Stable-Baselines3 plays them as its user makes them,
+by make_atari_env in one process, with its Nature network, to which --network nature is the equal. The emulators alone
+take random actions. Each runs in a process of its own; a step is an action of a game, four of its frames. Writes
+benchmark/results/paac_speed.csv or paac_speed_gpu.csv.
 """
 
 import argparse
@@ -23,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 PINS = "stable-baselines3==2.9.2 opencv-python-headless==4.13.0.92 ale-py==0.12.1 torch==2.13.0 gymnasium==1.4.0"
 PINS += " numpy==2.4.6"
 NUM_ENVS, NUM_STEPS = 32, 5
+ON_CPU = ["--network nature", "--network nips", "--network nature --bf16", "--network nips --bf16"]
+ON_GPU = ["", "--cuda-graphs", "--bf16", "--cuda-graphs --bf16"]
 
 
 def their_python():
@@ -56,26 +59,26 @@ def theirs(steps):
     return model.num_timesteps / (time.perf_counter() - start)
 
 
-def emulators(steps):
+def emulators(num_envs, steps):
     """The games of paac_gpu.py with random actions and nothing else -> steps/s."""
     sys.path.insert(0, str(HERE.parent))
     import numpy as np
 
     import paac_gpu
 
-    envs = paac_gpu.make_envs(paac_gpu.parse_args(["--num-envs", str(NUM_ENVS)]))
+    envs = paac_gpu.make_envs(paac_gpu.parse_args(["--num-envs", str(num_envs)]))
     envs.reset(seed=1)
-    actions = np.random.default_rng(1).integers(envs.single_action_space.n, size=(steps // NUM_ENVS, NUM_ENVS))
+    actions = np.random.default_rng(1).integers(envs.single_action_space.n, size=(steps // num_envs, num_envs))
     start = time.perf_counter()
     for action in actions:
         envs.step(action)
     return actions.size / (time.perf_counter() - start)
 
 
-def ours(network, steps):
+def ours(flags, num_envs, steps):
     """paac_gpu.py as a user starts it -> steps/s."""
-    flags = f"--device cpu --network {network} --num-envs {NUM_ENVS} --num-steps {NUM_STEPS} --total-timesteps {steps} "
-    flags += f"--log-interval {steps} --eval-episodes 0 --checkpoint-interval 0 --wandb-mode disabled"
+    flags += f" --num-envs {num_envs} --num-steps {NUM_STEPS} --total-timesteps {steps} --log-interval {steps} "
+    flags += "--eval-episodes 0 --checkpoint-interval 0 --wandb-mode disabled"
     return number_in([sys.executable, HERE.parent / "paac_gpu.py", *flags.split()], r"([\d,]+) steps/s")
 
 
@@ -89,42 +92,57 @@ def number_in(command, pattern):
 
 
 def main():
-    """In each round all in turns; medians, and the ratio to Stable-Baselines3 within the rounds."""
+    """In each round all in turns; medians, and the ratio to Stable-Baselines3 or the emulators within the rounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="how often it is measured (default: 3)")
-    parser.add_argument("--steps", type=int, default=16_000, help="of each run (default: 16000)")
+    parser.add_argument("--steps", type=int, help="of each run (default: 16000, on a GPU 200000)")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU")
     parser.add_argument("--only", choices=["theirs", "emulators"], help="that one alone, in this process")
+    parser.add_argument("--num-envs", type=int, default=NUM_ENVS, help="for --only emulators (default: 32)")
     args = parser.parse_args()
-    if args.rounds < 1 or args.steps < 1_000:
+    steps = args.steps or (200_000 if args.gpu else 16_000)
+    if args.rounds < 1 or steps < 1_000:
         parser.error("takes --rounds from 1 and --steps from 1000")
     if args.only:
-        speed = {"theirs": theirs, "emulators": emulators}[args.only](args.steps)
+        speed = theirs(steps) if args.only == "theirs" else emulators(args.num_envs, steps)
         sys.exit(print(f"{speed:.1f} steps/s"))
     from run import RESULTS, ROOT, fingerprint, setting, write_csv
 
-    python = their_python()
+    def alone(interpreter, what, num_envs):
+        command = [interpreter, __file__, "--only", what, "--num-envs", str(num_envs), "--steps", str(steps)]
+        return number_in(command, r"([\d.]+) steps/s")
 
-    def alone(interpreter, what):
-        return number_in([interpreter, __file__, "--only", what, "--steps", str(args.steps)], r"([\d.]+) steps/s")
-
-    contests = {
-        "Stable-Baselines3": lambda: alone(python, "theirs"),
-        "paac_gpu.py, nature": lambda: ours("nature", args.steps),
-        "paac_gpu.py, nips": lambda: ours("nips", args.steps),
-        "emulators alone": lambda: alone(sys.executable, "emulators"),
-    }
-    path, rows = RESULTS / "paac_speed.csv", []
+    contests = []  # (what, num_envs, how); the first with each num_envs is what the others are compared to
+    if args.gpu:
+        for n in (32, 64, 128, 256):
+            contests.append(("emulators alone", n, lambda n=n: alone(sys.executable, "emulators", n)))
+            for flags in ON_GPU:
+                contests.append(
+                    (f"paac_gpu.py {flags}".strip(), n, lambda f=flags, n=n: ours(f"--device cuda {f}", n, steps))
+                )
+    else:
+        python = their_python()
+        contests.append(("Stable-Baselines3", NUM_ENVS, lambda: alone(python, "theirs", NUM_ENVS)))
+        for flags in ON_CPU:
+            contests.append(
+                (f"paac_gpu.py {flags}", NUM_ENVS, lambda f=flags: ours(f"--device cpu {f}", NUM_ENVS, steps))
+            )
+        contests.append(("emulators alone", NUM_ENVS, lambda: alone(sys.executable, "emulators", NUM_ENVS)))
+    path, rows = RESULTS / f"paac_speed{'_gpu' * args.gpu}.csv", []
     for number in range(1, args.rounds + 1):
-        for name, play in contests.items():
-            row = {"round": number, "what": name, "num_envs": NUM_ENVS, "num_steps": NUM_STEPS, "steps": args.steps}
+        for what, num_envs, play in contests:
+            row = {"round": number, "what": what, "num_envs": num_envs, "num_steps": NUM_STEPS, "steps": steps}
             row |= {"steps_per_second": round(play()), "code": fingerprint("paac_gpu"), "date": date.today()}
             rows.append(row | setting())
-            print(f"round {number}  {name:20} {row['steps_per_second']:6,} steps/s", flush=True)
+            print(f"round {number}  {what:35} {num_envs:3} games {row['steps_per_second']:7,} steps/s", flush=True)
         write_csv(path, rows)
-    for i, name in enumerate(contests):
-        speeds = [row["steps_per_second"] for row in rows[i :: len(contests)]]
-        ratios = [speed / row["steps_per_second"] for speed, row in zip(speeds, rows[:: len(contests)], strict=True)]
-        print(f"{name:20} median {statistics.median(speeds):,.0f} steps/s, ratio {statistics.median(ratios):.2f}")
+    speeds = {}
+    for row in rows:
+        speeds.setdefault((row["num_envs"], row["what"]), []).append(row["steps_per_second"])
+    for (num_envs, what), values in speeds.items():
+        base = next(other for (n, _), other in speeds.items() if n == num_envs)
+        ratio = statistics.median(x / y for x, y in zip(values, base, strict=True))
+        print(f"{what:35} {num_envs:3} games  median {statistics.median(values):7,.0f} steps/s, ratio {ratio:.2f}")
     print(f"wrote {path.relative_to(ROOT)}")
 
 

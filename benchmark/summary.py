@@ -30,8 +30,8 @@ RATIOS = [  # what, file of results, column of the names, name of ours, name of 
         "a3c.py, updates of 5 steps",
         "minimalRL's form, updates of 5 steps",
     ),
-    ("PAAC, Pong, smaller network", "paac_speed", "what", "paac_gpu.py, nips", "Stable-Baselines3"),
-    ("PAAC, Pong, equal network", "paac_speed", "what", "paac_gpu.py, nature", "Stable-Baselines3"),
+    ("PAAC, Pong, smaller network", "paac_speed", "what", "paac_gpu.py --network nips", "Stable-Baselines3"),
+    ("PAAC, Pong, equal network", "paac_speed", "what", "paac_gpu.py --network nature", "Stable-Baselines3"),
 ]
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 import a2c
 import paac_gpu
@@ -235,6 +237,23 @@ def test_network_for_flat_observations():
     assert agent(torch.randn(4).double())[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("space", [FRAMES, Box(-1, 1, (4,))])
+def test_bfloat16_is_for_the_body_alone(space):
+    """Outputs, weights and gradients are float32; they are near those of float32, and not the same."""
+    torch.manual_seed(0)
+    agents = [paac_gpu.ActorCritic(space, 3, "nature", bf16) for bf16 in (False, True)]
+    agents[1].load_state_dict(agents[0].state_dict())
+    obs = torch.as_tensor(np.stack([space.sample() for _ in range(8)]))
+    outputs = [torch.cat([logits, values.unsqueeze(-1)], -1) for logits, values in (agent(obs) for agent in agents)]
+    assert outputs[1].dtype == torch.float32 and not torch.equal(*outputs)
+    torch.testing.assert_close(*outputs, rtol=0.02, atol=0.002)
+    for output in outputs:
+        (output**2).sum().backward()
+    for p, q in zip(*(agent.parameters() for agent in agents), strict=True):
+        assert q.dtype == q.grad.dtype == torch.float32
+        assert (p.grad - q.grad).norm() < 0.15 * p.grad.norm()
+
+
 def test_policy():
     torch.manual_seed(0)
     agent, logits = mlp_agent(2, 3), torch.tensor([0.0, 1.0, -1.0])
@@ -262,13 +281,13 @@ def recorded(monkeypatch, *flags):
 
     def update(agent, optimizer, logits, values, *tensors_and_args):
         *tensors, args = tensors_and_args
-        observations = torch.stack(seen)
+        observations = torch.stack(seen[1 : args.num_steps + 2])  # after the noise, before the rewards
         seen.clear()
         with torch.no_grad():  # acting has left what these weights say of these observations
             for kept, fresh in zip((logits, values), agent(observations.flatten(0, 1)), strict=True):
                 fresh = fresh.unflatten(0, (args.num_steps + 1, args.num_envs))
                 torch.testing.assert_close(kept.detach(), fresh[: len(kept)], rtol=0, atol=1e-4)
-        calls.append([x.numpy().copy() for x in (observations, *tensors)] + [optimizer.param_groups[0]["lr"]])
+        calls.append([x.numpy().copy() for x in (observations, *tensors)] + [optimizer.param_groups[0]["lr"].item()])
         return original_update(agent, optimizer, logits, values, *tensors_and_args)
 
     monkeypatch.setattr(paac_gpu, "to_device", to_device)
@@ -317,7 +336,7 @@ def test_learning_rate_falls_to_zero(monkeypatch):
     assert [call[-1] for call in calls] == pytest.approx([0.1, 0.075, 0.05, 0.025])
     monkeypatch.undo()
     calls, _ = recorded(monkeypatch, "--learning-rate", "0.1", "--no-anneal-lr", "--num-envs", "4", "--num-steps", "64")
-    assert [call[-1] for call in calls] == [0.1] * 4
+    assert [call[-1] for call in calls] == pytest.approx([0.1] * 4)
 
 
 def test_optimizer_settings(monkeypatch, tmp_path):
@@ -574,6 +593,112 @@ def test_waiting_threads_soon_sleep_only_where_it_is_the_program(monkeypatch):
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+# CUDA graphs
+
+
+def tensors(tree):
+    """The tensors of nested lists and dicts; .data, so that autograd does not see what is done to them."""
+    return [x.data for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+def address(x):
+    return x.untyped_storage().data_ptr()
+
+
+class Graph:
+    """torch.cuda.CUDAGraph on the CPU: a list of (operation, args, kwargs, outputs)."""
+
+    replays = 0
+
+    def __init__(self):
+        self.operations = []
+
+    def replay(self):
+        """Run the operations again, on the tensors that they had and into the tensors that they gave."""
+        Graph.replays += 1
+        for function, args, kwargs, outputs in self.operations:
+            data = tree_map(lambda x: x.data if isinstance(x, torch.Tensor) else x, (args, kwargs))
+            for x, result in zip(outputs, tensors(function(*data[0], **data[1])), strict=True):
+                x.copy_(result)
+
+
+class Recorder(TorchDispatchMode):
+    """torch.cuda.graph on the CPU: notes the operations and leaves memory as if they had not been run, as there."""
+
+    def __init__(self, graph, stream):
+        super().__init__()
+        assert stream == "side stream"
+        self.graph, self.changed, self.fresh = graph, {}, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for forbidden in ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "exponential"):
+            assert forbidden not in str(function), "waits for the GPU, or is not recorded"
+        inputs = tensors((args, kwargs))
+        if function._schema.is_mutable:
+            for x in inputs:
+                self.changed.setdefault(address(x), (x.untyped_storage(), x.untyped_storage().clone()))
+        result = function(*args, **kwargs or {})
+        outputs = tensors(result)
+        fresh = [x for x in outputs if address(x) not in map(address, inputs)]
+        self.fresh |= {address(x): x for x in fresh}
+        if fresh or function._schema.is_mutable:  # the others are views, no work
+            self.graph.operations.append((function, args, kwargs or {}, outputs))
+        return result
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for storage, before in self.changed.values():
+            storage.copy_(before)
+        for x in self.fresh.values():
+            x.fill_(math.nan if x.is_floating_point() else 0)
+
+
+@pytest.fixture
+def cuda_graphs(monkeypatch):
+    """The CPU in the place of a GPU that can record graphs."""
+    monkeypatch.setattr(paac_gpu, "choose_device", lambda *args: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "side stream")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "side stream")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Recorder)
+    monkeypatch.setattr(Graph, "replays", 0)
+
+
+@pytest.mark.parametrize("flags", ["", "--gae-lambda 0.9 --num-steps 3", "--network nips --env-id ALE/Pong-v5"])
+def test_recorded_graphs_train_as_the_functions_do(flags, cuda_graphs):
+    """Bit for bit, on a stand-in for CUDA's graphs: what is recorded reads no stale tensor and never waits."""
+    args = quick("--num-envs", "4", "--num-steps", "5", *flags.split())
+    (agent, history), rollouts = paac_gpu.train(args), args.total_timesteps // (4 * args.num_steps)
+    assert Graph.replays == 0
+    args.cuda_graphs = True
+    graphed, other_history = paac_gpu.train(args)
+    assert Graph.replays == (rollouts - 3) * (args.num_steps + 1)
+    assert history == other_history
+    for p, q in zip(agent.parameters(), graphed.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("network", ["nips", "nature"])
+def test_graphs_on_a_gpu(network):
+    """Actions and the weights after 20 updates, eager and as CUDA graphs, up to float tolerance."""
+    flags = ["--env-id", "ALE/Pong-v5", "--total-timesteps", "3200", "--num-envs", "32", "--num-steps", "5"]
+    flags += ["--network", network, "--device", "cuda", "--eval-episodes", "0"]
+    agents = [paac_gpu.train(quick(*flags, *more))[0] for more in ([], ["--cuda-graphs"])]
+    for p, q in zip(*(agent.parameters() for agent in agents), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_graphs_take_one_gpu(capsys, monkeypatch):
+    with pytest.raises(ValueError, match="--cuda-graphs: takes a GPU; the device is cpu"):
+        paac_gpu.train(quick("--cuda-graphs"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as end:
+        quick("--cuda-graphs")
+    assert end.value.code == 2 and "--cuda-graphs: takes a single process" in capsys.readouterr().err
 
 
 # Several ranks
