@@ -21,7 +21,7 @@ def quick(*flags):
         "--total-timesteps 1024 --num-envs 8 --learning-rate 0.001 --buffer-size 1000 --batch-size 32 "
         "--learning-starts 64 --train-interval 16 --eval-episodes 1"
     ).split()
-    return dqn.parse_args(["--wandb-mode", "disabled", *small, *flags])
+    return dqn.parse_args(["--wandb-mode", "disabled", "--device", "cpu", *small, *flags])
 
 
 def spied(monkeypatch, name, before=lambda *args: None):
@@ -559,12 +559,13 @@ def test_atari_environments(monkeypatch):
         dqn.train(quick("--env-id", "ALE/Pang-v5"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_auto_takes_the_gpu_for_images_alone(monkeypatch):
     """With a GPU that is not there, a run on images fails on it, and a run on flat observations does not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    dqn.train(quick())
+    dqn.train(quick("--device", "auto"))
     with pytest.raises((RuntimeError, AssertionError)):
-        dqn.train(quick("--pixels"))
+        dqn.train(quick("--device", "auto", "--pixels"))
 
 
 def test_a_checkpoint_brings_everything_back(tmp_path):

@@ -29,7 +29,7 @@ FRAMES = Box(0, 255, (4, 84, 84), np.uint8)
 
 def quick(*flags):
     """Arguments of a run that lasts a blink; later flags win."""
-    cartpole = "--env-id CartPole-v1 --num-envs 8 --num-steps 8 --total-timesteps 1024".split()
+    cartpole = "--env-id CartPole-v1 --num-envs 8 --num-steps 8 --total-timesteps 1024 --device cpu".split()
     return paac_gpu.parse_args([*cartpole, "--wandb-mode", "disabled", "--eval-episodes", "1", *flags])
 
 
@@ -667,7 +667,7 @@ def cuda_graphs(monkeypatch):
     monkeypatch.setattr(Graph, "replays", 0)
 
 
-@pytest.mark.parametrize("flags", ["", "--gae-lambda 0.9 --num-steps 3", "--network nips --env-id ALE/Pong-v5"])
+@pytest.mark.parametrize("flags", ["--gae-lambda 0.9 --num-steps 3", "--bf16", "--env-id ALE/Pong-v5"])
 def test_recorded_graphs_train_as_the_functions_do(flags, cuda_graphs):
     """Bit for bit, on a stand-in for CUDA's graphs: what is recorded reads no stale tensor and never waits."""
     args = quick("--num-envs", "4", "--num-steps", "5", *flags.split())
