@@ -232,8 +232,13 @@ def draw(path, rows, points, threshold):
     grid = np.linspace(max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves), 200)
     returns = np.stack([np.interp(grid, steps, returns) for steps, returns in curves])
     fig, ax = plt.subplots(figsize=(8, 4.5), dpi=160, layout="constrained")
-    ax.fill_between(grid, returns.min(0), returns.max(0), color="#56B4E9", alpha=0.4, label="lowest to highest seed")
-    ax.plot(grid, returns.mean(0), color="#0072B2", linewidth=2.5, label=f"mean of {len(curves)} seeds")
+    label = f"seed {rows[0]['seed']}"
+    if len(curves) > 1:
+        label = f"mean of {len(curves)} seeds"
+        ax.fill_between(
+            grid, returns.min(0), returns.max(0), color="#56B4E9", alpha=0.4, label="lowest to highest seed"
+        )
+    ax.plot(grid, returns.mean(0), color="#0072B2", linewidth=2.5, label=label)
     if threshold is not None:
         ax.axhline(threshold, color="black", linestyle="--", linewidth=1.2, label=f"threshold {threshold:g}")
     ax.set_title(f"{rows[0]['script']}.py on {rows[0]['env_id']}", fontsize=14)

@@ -31,6 +31,13 @@ RATIOS = [  # what, file of results, column of the names, name of ours, name of 
         "minimalRL's form, updates of 5 steps",
     ),
     ("PAAC, Pong, smaller network", "paac_speed", "what", "paac_gpu.py --network nips", "Stable-Baselines3"),
+    (
+        "PAAC, Pong, smaller network, --bf16",
+        "paac_speed",
+        "what",
+        "paac_gpu.py --network nips --bf16",
+        "Stable-Baselines3",
+    ),
     ("PAAC, Pong, equal network", "paac_speed", "what", "paac_gpu.py --network nature", "Stable-Baselines3"),
 ]
 
