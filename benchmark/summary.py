@@ -60,9 +60,14 @@ def returns_table():
     for path in sorted(RESULTS.glob("*.csv")):
         scores = np.array([float(row["eval_mean"]) for row in read_csv(path) if "jobs" in row])
         if len(scores):
-            spread, (low, high) = f"{scores.mean():.1f} ± {scores.std():.1f}", bootstrap_interval(scores)
-            middle = f"{interquartile_mean(scores):.1f}"
-            rows.append([path.stem, len(scores), spread, f"{scores.min():.1f}", middle, f"{low:.1f} to {high:.1f}"])
+            mean, lowest, (low, high) = f"{scores.mean():.1f}", f"{scores.min():.1f}", bootstrap_interval(scores)
+            spread = [
+                f"{mean} ± {scores.std():.1f}",
+                lowest,
+                f"{interquartile_mean(scores):.1f}",
+                f"{low:.1f} to {high:.1f}",
+            ]
+            rows.append([path.stem, len(scores), *(spread if len(scores) > 1 else [mean, lowest, "", ""])])
     return rows
 
 

@@ -199,6 +199,13 @@ def test_a_gradient_that_is_not_finite_changes_no_weight():
     assert all(torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))
 
 
+def test_a_loss_that_is_not_finite_is_seen_in_the_last_update():
+    """Rewards are NaN from the 300th step on: with the resets in between that is in the sixth of six rollouts."""
+    flags = "--env-id NotANumber-v0 --num-envs 1 --num-steps 64 --total-timesteps 384".split()
+    with pytest.raises(ValueError, match="step 384: the loss is not finite"):
+        paac_gpu.train(quick(*flags))
+
+
 # Network
 
 
