@@ -29,7 +29,6 @@ import torch
 import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import nn
-from torch.distributions import Normal
 
 
 def parse_args(argv=None):
@@ -97,7 +96,7 @@ class ActorCritic(nn.Module):
         if self.discrete:
             log_probs = output.log_softmax(-1)
             return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
-        normal = Normal(output, self.log_std.exp(), validate_args=False)
+        normal = torch.distributions.Normal(output, self.log_std.exp(), validate_args=False)
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
 
 

@@ -346,7 +346,7 @@ def make_games(args, num_envs, **render):
 
 
 def stack_frames(env):
-    """The environment, its last four frames observed together; zeros before an episode, as ALE and ReplayBuffer."""
+    """The environment, its last four frames observed together; zeros before an episode, as ALE has them."""
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 

@@ -37,7 +37,6 @@ import torch
 import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import distributed, nn
-from torch.distributions import Normal
 
 
 def parse_args(argv=None):
@@ -127,7 +126,7 @@ class ActorCritic(nn.Module):
         if self.discrete:
             log_probs = output.log_softmax(-1)
             return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
-        normal = Normal(output, self.log_std.exp(), validate_args=False)
+        normal = torch.distributions.Normal(output, self.log_std.exp(), validate_args=False)
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
 
 
@@ -238,7 +237,8 @@ def train(args):
                 output, value = agent(to_device(obs, args.device))  # (num_envs, ...), (num_envs,)
                 outputs.append(output)
                 values.append(value)
-                actions[t] = agent.sample(output.detach()).cpu()  # the environments need it: the CPU waits for the GPU
+                with torch.no_grad():  # the environments need the actions: only here the CPU waits for the GPU
+                    actions[t] = agent.sample(output).cpu()
                 valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
                 # With a done comes the episode's true last observation: a time limit bootstraps from its value.
                 obs, reward, terminateds[t], truncated, infos = envs.step(actions[t])
@@ -351,7 +351,7 @@ def make_games(args, num_envs, **render):
 
 
 def stack_frames(env):
-    """The environment, its last four frames observed together; zeros before an episode, as ALE and ReplayBuffer."""
+    """The environment, its last four frames observed together; zeros before an episode, as ALE has them."""
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 

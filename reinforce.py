@@ -34,7 +34,6 @@ import torch
 import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import nn
-from torch.distributions import Normal
 
 
 def parse_args(argv=None):
@@ -99,13 +98,13 @@ class ActorCritic(nn.Module):
         if self.discrete:
             log_probs = output.log_softmax(-1)
             return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
-        normal = Normal(output, self.log_std.exp(), validate_args=False)
+        normal = torch.distributions.Normal(output, self.log_std.exp(), validate_args=False)
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
 
 
 def discounted_returns(rewards, gamma):
     """G_t = r_t + γ G_t+1 as a backward recursion from 0; rewards and the result are (num_steps, num_envs)."""
-    returns = np.zeros((len(rewards) + 1, *rewards[0].shape), np.float32)  # one row more, of zeros, after the last step
+    returns = np.zeros((len(rewards) + 1, *rewards.shape[1:]), np.float32)  # a row more, of zeros, after the last step
     for t in reversed(range(len(rewards))):
         returns[t] = rewards[t] + gamma * returns[t + 1]
     return returns[:-1]
@@ -181,8 +180,8 @@ def train(args):
 
             # 1. Play one episode in every environment. Taking the first N that end would favour short episodes, so
             # whoever has ended plays on, unseen, until the last one has.
-            first_step = global_step
-            obs, _ = envs.reset(seed=env_seed(args.seed, 0, first_step))
+            step = global_step
+            obs, _ = envs.reset(seed=env_seed(args.seed, 0, step))
             observations, steps = [obs], []
             running, episode_return = np.ones(args.num_envs, bool), np.zeros(args.num_envs)
             while running.any():
@@ -190,20 +189,21 @@ def train(args):
                     output = agent.actor(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
                     action = agent.sample(output).cpu().numpy()
                 obs, reward, terminated, truncated, _ = envs.step(action)
-                global_step += int(running.sum())
+                step += int(running.sum())
                 done = running & (terminated | truncated)
                 # With a done comes the episode's true last observation; the environment resets only in its next step.
-                cut = running & ~terminated & (truncated | (global_step >= args.total_timesteps))
+                cut = running & ~terminated & (truncated | (step >= args.total_timesteps))
                 observations.append(obs)
                 steps.append((action, (reward * running).astype(np.float32), cut, running))
-                episode_return += reward * running
-                history += [(global_step, float(x)) for x in episode_return[done]]
+                episode_return += reward
+                history += [(step, float(x)) for x in episode_return[done]]
                 lengths += [len(steps)] * int(done.sum())
                 running = running & ~(done | cut)
 
             # 2. Learn from the whole batch, in one gradient step.
             batch = (np.stack(x) for x in zip(*steps, strict=True))  # each (num_steps, num_envs, ...)
             metrics = update(agent, optimizer, np.stack(observations).astype(np.float32), *batch, args)
+            first_step, global_step = global_step, step
 
             # 3. Log and save.
             if global_step % args.log_interval < global_step - first_step or global_step >= args.total_timesteps:

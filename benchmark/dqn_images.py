@@ -21,15 +21,15 @@ from run import RESULTS, command_line, fingerprint, setting, timed_train, write_
 
 FLAGS = (
     "--env-id ALE/Pong-v5 --num-envs 8 --total-timesteps 20000 --buffer-size 20000 --learning-starts 4000 "
-    "--batch-size 32 --train-interval 4 --learning-rate 0.0001 --no-anneal-lr --gamma 0.99 --huber-delta 1 "
-    "--target-update-interval 1000 --epsilon-steps 100000 --epsilon-end 0.01 --eval-episodes 0 --checkpoint-interval 0"
+    "--batch-size 32 --train-interval 4 --learning-rate 0.0001 --gamma 0.99 --loss huber "
+    "--target-update-interval 1000 --epsilon-steps 100000 --epsilon-end 0.01 --eval-episodes 0"
 ).split()
 
 
 def speed(dqn):
     """Random play of the same environments, then the run -> a row."""
     args = dqn.parse_args(FLAGS)
-    envs, rng = dqn.make_envs(args), np.random.default_rng(0)
+    envs, rng = dqn.make_envs(args, args.num_envs), np.random.default_rng(0)
     envs.reset(seed=0)
     start = time.perf_counter()
     for _ in range(5_000 // args.num_envs):
@@ -44,7 +44,7 @@ def speed(dqn):
 
 
 def memory(dqn):
-    """Fill a buffer of a million transitions -> a row with what it says that it takes, and the process's peak."""
+    """Fill a buffer of a million transitions -> a row with what its arrays take, and the process's peak."""
 
     def peak():  # kilobytes on Linux, bytes on macOS
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -54,25 +54,27 @@ def memory(dqn):
     obs = rng.integers(1, 256, size=(8, 4, 84, 84), dtype=np.uint8)
     buffer.reset(obs)
     no, zero = np.zeros(8, bool), np.zeros(8, np.int64)
-    for _ in range(buffer.num_cells // 8 + 100):
+    for _ in range(len(buffer.frames) + 100):
         buffer.add(zero, zero, no, no, obs)
     assert buffer.frames.min() > 0 and buffer.sample(32)[0].shape == (32, 4, 84, 84)
     start = time.perf_counter()
     for _ in range(100):
         buffer.sample(32)
-    row = {"transitions": 1_000_000, "stated_gb": round(buffer.num_bytes / 1e9, 3)}
+    num_bytes = sum(x.nbytes for x in vars(buffer).values() if isinstance(x, np.ndarray))
+    row = {"transitions": 1_000_000, "arrays_gb": round(num_bytes / 1e9, 3)}
     row |= {"peak_growth_gb": round((peak() - before) / 1e9, 3), "peak_process_gb": round(peak() / 1e9, 3)}
     return row | {"sample_of_32_ms": round(10 * (time.perf_counter() - start), 3)}
 
 
 def frames(dqn):
     """Draw the four frames of an observation, after eight pushes to the right, beside the last one's picture."""
-    import matplotlib  # here, as nothing else needs it
+    import gymnasium as gym  # here, as nothing else needs them
+    import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    env = dqn.make_pixels(dqn.parse_args(["--env-id", "CartPole-v1", "--pixels"]))
+    env = dqn.observe_pictures(gym.make("CartPole-v1", render_mode="rgb_array"))
     env.reset(seed=1)
     for _ in range(8):
         obs, *_ = env.step(1)

@@ -4,8 +4,9 @@
 
 CleanRL's two files come from GitHub at COMMIT, checked by their hashes, and run in a virtual environment of their own
 with the versions that it pins, benchmark/.venv-cleanrl (made once, some minutes of downloading). Both play one
-environment with one thread on the CPU and log, dqn.py without W&B as CleanRL by default. What differs: the pole's
-angle is stretched to ±1, and Adam is fused; the squared error is halved, which Adam does not see. Rows go to
+environment with one thread on the CPU and log, dqn.py without W&B as CleanRL by default. What differs: the learning
+rate, which falls to 0 where CleanRL's is constant; the pole's angle, which is stretched to ±1; Adam, which is fused;
+the squared error, which is halved, as Adam does not see; 50 checkpoints, which CleanRL does not write. Rows go to
 benchmark/results/dqn_cleanrl.csv, CleanRL's curves to dqn_cleanrl_curves.csv, seed by seed; the same command after an
 interruption runs what is missing.
 """
@@ -35,9 +36,9 @@ FILES = {
 PINS = "torch==2.4.1 gymnasium==0.29.1 numpy==1.24.4 tyro==0.5.10 tensorboard==2.11.2 protobuf==3.20.3 psutil==5.9.5"
 PINS = [*PINS.split(), "setuptools==67.7.2"]
 OURS = (  # CleanRL's defaults in our flags; a gradient norm that is never reached
-    "--num-envs 1 --hidden-sizes 120 84 --learning-rate 0.00025 --no-anneal-lr --gamma 0.99 --buffer-size 10000 "
+    "--num-envs 1 --hidden-sizes 120 84 --learning-rate 0.00025 --gamma 0.99 --buffer-size 10000 "
     "--batch-size 128 --learning-starts 10000 --train-interval 10 --gradient-steps 1 --target-update-interval 500 "
-    "--epsilon-start 1 --epsilon-end 0.05 --max-grad-norm 1000000"
+    "--epsilon-start 1 --epsilon-end 0.05 --max-grad-norm 1000000 --device cpu"
 ).split()
 
 
@@ -87,7 +88,7 @@ def ours(steps, seed):
     import dqn
 
     flags = [*OURS, f"--epsilon-steps={steps // 2}", f"--total-timesteps={steps}", f"--seed={seed}"]
-    run = timed_train(dqn, [*flags, "--checkpoint-interval=0", f"--log-interval={steps // 50}"])
+    run = timed_train(dqn, [*flags, f"--log-interval={steps // 50}"])
     transitions = run.steps - len(run.history)  # the reset row after an episode is no transition
     return transitions / run.seconds, run.history, float(np.mean(run.returns))
 

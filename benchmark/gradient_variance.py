@@ -19,20 +19,21 @@ from run import RESULTS, ROOT, fingerprint, setting, timed_train, write_csv
 import reinforce
 
 POLICIES = {"early": 20_000, "later": 200_000}  # steps of training
+PSI = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
 STEPS, NUM_ENVS, SEED = 1_000_000, 16, 1  # steps and episodes per batch of the measurement
 
 
-def estimates(agent, tensors, args):
+def estimates(agent, observations, actions, rewards, cuts, valids, args):
     """-∇L (of the policy alone) on one batch for each Ψ: (num_psi, number of weights)."""
-    observations, actions, rewards, cut, valid = tensors
-    parameters, values = agent(observations)
-    log_prob, entropy = agent.log_prob_and_entropy(parameters[:-1], actions)
-    values, gradients = values.detach(), []
-    for psi in reinforce.PSI:
-        bootstrapped = rewards + args.gamma * values[1:] * cut if psi == "value_baseline" else rewards
-        returns = reinforce.discounted_returns(bootstrapped, args.gamma)
-        weights = reinforce.psi_weights(psi, returns, values[:-1], valid, args.elite_fraction)
-        loss, _ = reinforce.reinforce_loss(log_prob, entropy, weights, valid, 0.0)
+    output, values = agent(torch.as_tensor(observations[:-1][valids]))
+    log_prob, entropy = agent.log_prob_and_entropy(output, torch.as_tensor(actions[valids]))
+    bootstrapped, gradients = rewards.copy(), []
+    last_values = agent.critic(torch.as_tensor(observations[1:][cuts])).detach().squeeze(-1)
+    bootstrapped[cuts] += args.gamma * last_values.numpy()
+    for psi in PSI:
+        returns = reinforce.discounted_returns(bootstrapped if psi == "value_baseline" else rewards, args.gamma)
+        weights = reinforce.psi_weights(psi, returns, values.detach().numpy(), valids, args.elite_fraction)
+        loss, _ = reinforce.reinforce_loss(log_prob, entropy, torch.as_tensor(weights), args.num_envs, 0.0)
         gradient = torch.autograd.grad(loss, list(agent.actor.parameters()), retain_graph=True)
         gradients.append(-torch.cat([g.flatten() for g in gradient]))
     return torch.stack(gradients).double()
@@ -40,20 +41,18 @@ def estimates(agent, tensors, args):
 
 def measure(steps):
     """Train for so many steps, then play without learning -> estimates (num_batches, num_psi, ...), mean return."""
-    agent, batches = (
-        timed_train(reinforce, [f"--total-timesteps={steps}", f"--seed={SEED}", "--eval-episodes=0"]).agent,
-        [],
-    )
+    agent = timed_train(reinforce, [f"--total-timesteps={steps}", f"--seed={SEED}", "--eval-episodes=0"]).agent
+    batches = []
 
-    def update(agent, optimizer, *tensors_and_args):
+    def update(agent, optimizer, *batch):
         """In place of the script's own, which would change the policy."""
-        *tensors, args = tensors_and_args
-        batches.append(estimates(agent, tensors, args))
-        return {"grad_norm": torch.zeros(())}
+        batches.append(estimates(agent, *batch))
+        return {}
 
     flags = [f"--total-timesteps={STEPS}", f"--num-envs={NUM_ENVS}", f"--seed={SEED + 1}", "--eval-episodes=0"]
     with mock.patch.object(reinforce, "update", update), mock.patch.object(reinforce, "ActorCritic", lambda *_: agent):
         history = timed_train(reinforce, flags).history
+    batches.pop()  # the last batch is cut by the end of training
     return torch.stack(batches), sum(value for _, value in history) / len(history)
 
 
@@ -85,7 +84,7 @@ def main():
         print(
             f"\nafter {steps:,} steps, mean return {mean_return:.1f}, {len(gradients)} batches of {NUM_ENVS} episodes"
         )
-        for psi, n, s in zip(reinforce.PSI, noise.tolist(), signal.tolist(), strict=True):
+        for psi, n, s in zip(PSI, noise.tolist(), signal.tolist(), strict=True):
             row = {
                 "policy": policy,
                 "train_steps": steps,

@@ -30,9 +30,8 @@ EQUAL = {  # hyper-parameters that both libraries call by the same names, in agr
     "gamma": 0.99,
     "gae_lambda": 0.9,
     "vf_coef": 0.5,
-    "ent_coef": 0.01,
+    "ent_coef": 0.1,  # enough to be seen where it is wrong, as Adam divides the size of a gradient away
     "max_grad_norm": 0.5,
-    "normalize_advantage": False,
 }
 NUM_VALID = 8  # transitions per environment and rollout of the scripted environment
 ENDS = [  # per environment: after which transitions an episode ends. Each rollout of 8 has one reset row in all of them
@@ -119,22 +118,30 @@ def scripted(space):
 
 
 def flags(**settings):
-    """Keyword arguments -> flags of a2c.py; what Stable-Baselines3 does not have by default is off."""
-    lines = []
-    for name, value in ({"anneal_lr": False, "normalize_env": False} | settings).items():
-        name = name.replace("_", "-")
-        lines.append(f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={value}")
-    return lines
+    """Keyword arguments -> flags of a2c.py."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+def shared_body(obs_space):
+    """The body of a2c.py's network as Stable-Baselines3's features extractor, which its actor and critic share."""
+    body = a2c.ActorCritic(obs_space, gym.spaces.Discrete(2)).body
+    body.features_dim = body[2].out_features
+    return body
+
+
+def policy_like_ours(optimizer):
+    """policy_kwargs with which Stable-Baselines3's network and optimizer are those of a2c.py."""
+    names = "betas", "eps", "weight_decay", "amsgrad"
+    network = {"features_extractor_class": shared_body, "net_arch": []}  # nothing between the body and the two heads
+    adam = {name: optimizer.defaults[name] for name in names}
+    return network | {"optimizer_class": type(optimizer), "optimizer_kwargs": adam}
 
 
 def parameter_pairs(agent, policy):
-    """(ours, theirs) for each tensor of the two networks: actor, critic and, where actions are continuous, log_std."""
-    body = policy.mlp_extractor
-    actor = body.policy_net[0], body.policy_net[2], policy.action_net
-    critic = body.value_net[0], body.value_net[2], policy.value_net
-    for ours, theirs in zip([*agent.actor[::2], *agent.critic[::2]], [*actor, *critic], strict=True):
-        yield ours.weight, theirs.weight
-        yield ours.bias, theirs.bias
+    """(ours, theirs) for each tensor of two networks of one form; log_std is there where actions are continuous."""
+    heads = (agent.actor, policy.action_net), (agent.critic, policy.value_net)
+    for ours, theirs in ((agent.body, policy.features_extractor), *heads):
+        yield from zip(ours.parameters(), theirs.parameters(), strict=True)
     if not agent.discrete:
         yield agent.log_std, policy.log_std
 
@@ -145,17 +152,15 @@ def our_updates(space, settings):
     gym.register("Scripted-v0", scripted(space))
     records, update = [], a2c.update
 
-    def recorded_update(agent, optimizer, observations, actions, rewards, terminated, done, valid, args):
+    def recorded_update(agent, optimizer, observations, actions, rewards, terminateds, dones, valids, args):
         def real(x):  # what is not a reset row, as Stable-Baselines3 has none: (NUM_VALID, num_envs, ...)
-            return x.transpose(0, 1)[valid.T].unflatten(0, (len(ENDS), NUM_VALID)).transpose(0, 1).numpy()
+            return x.swapaxes(0, 1)[valids.T].reshape(len(ENDS), NUM_VALID, *x.shape[2:]).swapaxes(0, 1)
 
-        values = agent(observations)[1].detach()
-        advantages = a2c.compute_advantages(
-            rewards, values[:-1], values[1:], terminated, done, args.gamma, args.gae_lambda
-        )
+        values = agent(torch.as_tensor(observations))[1].detach().numpy()
+        advantages = a2c.compute_advantages(rewards, values, terminateds, dones, args.gamma, args.gae_lambda)
         record = {"advantages": real(advantages), "returns": real(advantages + values[:-1]), "actions": real(actions)}
         record["before"] = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-        metrics = update(agent, optimizer, observations, actions, rewards, terminated, done, valid, args)
+        metrics = update(agent, optimizer, observations, actions, rewards, terminateds, dones, valids, args)
         record["after"] = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
         records.append(record)
         recorded_update.optimizer = optimizer
@@ -169,19 +174,15 @@ def our_updates(space, settings):
     return run.agent, recorded_update.optimizer, records
 
 
-def adam_of(optimizer):
-    """Stable-Baselines3's policy_kwargs for the optimizer that a2c.py made."""
-    names = "betas", "eps", "weight_decay", "amsgrad"
-    return {"optimizer_class": type(optimizer), "optimizer_kwargs": {name: optimizer.defaults[name] for name in names}}
-
-
 def compare(label, space, settings):
     """Both libraries on the scripted environment with equal weights and actions -> the largest difference, printed."""
     agent, optimizer, records = our_updates(space, settings)
     envs = DummyVecEnv([scripted(space)] * len(ENDS))
-    kwargs = {"n_steps": NUM_VALID, "use_rms_prop": False, "policy_kwargs": adam_of(optimizer)}
+    kwargs = settings | {"n_steps": NUM_VALID, "use_rms_prop": False, "policy_kwargs": policy_like_ours(optimizer)}
+    # Both step sizes fall linearly; but what is left of the run, ours counts before the rollout, theirs after it.
+    kwargs["learning_rate"] = lambda left: settings["learning_rate"] * (left + 1 / len(records))
     seed = a2c.env_seed(0, 0, 0)  # with which train began: both count up from it, one per environment
-    model = A2C("MlpPolicy", envs, seed=seed, device="cpu", **kwargs, **settings)
+    model = A2C("MlpPolicy", envs, seed=seed, device="cpu", **kwargs)
     policy, their_train = model.policy, model.train
     agent.load_state_dict(records[0]["before"])
     with torch.no_grad():
@@ -223,11 +224,6 @@ def agreement(args):
         compare("discrete,   λ = 1  ", discrete, EQUAL | {"gae_lambda": 1.0}),
         compare("continuous, λ = 0.9", continuous, EQUAL),
     ]
-    # Normalized advantages: over n transitions it divides by the sample's deviation, with n - 1, a2c.py by the
-    # population's, with n. That factor is evened out here, as the only one.
-    normalize, n = a2c.normalize, NUM_VALID * len(ENDS)
-    with mock.patch.object(a2c, "normalize", lambda x, valid: normalize(x, valid) * ((n - 1) / n) ** 0.5):
-        worst.append(compare("normalized, λ = 0.9", discrete, EQUAL | {"normalize_advantage": True}))
     agree = np.max(worst) <= TOLERANCE  # False for NaN too
     print(
         f"{'agreement' if agree else 'NO AGREEMENT'}: largest difference {np.max(worst):.1e}, allowed {TOLERANCE:.0e}"
@@ -264,13 +260,12 @@ def speed(args):
     done = {int(row["round"]) for row in rows}
     print(f"{args.rounds} rounds, {len(done)} of them done, about {args.steps / 8_000:.0f} seconds each", flush=True)
     _, optimizer, _ = our_updates(gym.spaces.Discrete(2), EQUAL)  # also warms up
-    kwargs = EQUAL | {"n_steps": 5, "use_rms_prop": False, "policy_kwargs": adam_of(optimizer)}
+    kwargs = EQUAL | {"n_steps": 5, "use_rms_prop": False, "policy_kwargs": policy_like_ours(optimizer)}
     timed_learn(their_model(8, 0, **kwargs), 2_000)
 
     def ours(num_envs, num_steps, steps, seed):
         sizes = flags(num_envs=num_envs, num_steps=num_steps, total_timesteps=steps, log_interval=steps, seed=seed)
-        rest = flags(eval_episodes=0, checkpoint_interval=0, **EQUAL)
-        run = timed_train(a2c, [*sizes, *rest])
+        run = timed_train(a2c, [*sizes, *flags(eval_episodes=0, **EQUAL)])
         return run.steps - len(run.history), run.seconds  # the reset row after an episode is no transition
 
     def theirs(num_envs, num_steps, steps, seed):
@@ -305,12 +300,11 @@ def learning(args):
         model = their_model(8, seed)
         seconds = timed_learn(model, args.steps)
         agent = a2c.ActorCritic(model.observation_space, model.action_space)
-        with torch.no_grad():
-            for mine, theirs in parameter_pairs(agent, model.policy):
-                mine.copy_(theirs)
+        agent.body.load_state_dict(model.policy.mlp_extractor.policy_net.state_dict())  # its critic has one of its own
+        agent.actor.load_state_dict(model.policy.action_net.state_dict())
         results = [
             ("a2c.py", ours.seconds, ours.returns),
-            ("Stable-Baselines3", seconds, a2c.evaluate(agent, ours.args)),  # the same greedy episodes
+            ("Stable-Baselines3", seconds, a2c.evaluate(agent, ours.args, len(ours.returns))),  # the same episodes
         ]
         for library, seconds, returns in results:
             row = {"steps": args.steps, "seed": seed, "library": library, "train_seconds": round(seconds, 3)}

@@ -22,9 +22,11 @@ from torch.distributions import Categorical
 import reinforce
 
 
-def minimal(policy, args):
+def minimal(args):
     """REINFORCE in minimalRL's form for args.total_timesteps -> [(steps, seconds, return)], one an episode."""
-    env, optimizer = gym.make(args.env_id), torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
+    env = gym.make(args.env_id)
+    policy = reinforce.ActorCritic(env.observation_space, env.action_space).actor
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
     episodes, steps, start = [], 0, time.perf_counter()
     obs, _ = env.reset(seed=args.seed)
     while steps < args.total_timesteps:
@@ -52,7 +54,7 @@ def theirs(flags):
     """minimalRL's form with the network of reinforce.py -> steps, seconds."""
     args = reinforce.parse_args(flags)
     torch.manual_seed(args.seed)
-    return minimal(reinforce.mlp(4, 2, 0.01), args)[-1][:2]
+    return minimal(args)[-1][:2]
 
 
 def ours(flags):

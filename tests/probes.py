@@ -105,6 +105,18 @@ class Crash(Probe):
         return 0.0, 1, self.t == 10
 
 
+class CrashTable(Crash):
+    """The same with one discrete observation."""
+
+    observation_space = Discrete(1)
+
+    def reset(self, *, seed=None, options=None):
+        return 0, super().reset(seed=seed)[1]
+
+    def step(self, action):
+        return 0, *super().step(action)[1:]
+
+
 class NotANumber(Probe):
     """Its reward is NaN from the 300th step of the environment on."""
 
@@ -190,6 +202,7 @@ for probe, limit in (
     (Memory, None),
     (Target, None),
     (Crash, None),
+    (CrashTable, None),
     (NotANumber, None),
     (NotANumberTable, None),
     (Scripted, None),
