@@ -125,11 +125,10 @@ def update(agent, optimizer, observations, actions, rewards, terminateds, dones,
     baseline = values.detach().cpu().numpy()  # advantages and returns carry no gradient
     advantages = compute_advantages(rewards, baseline, terminateds, dones, args.gamma, args.gae_lambda)
     returns = advantages + baseline[:-1]
-    rollout = actions, advantages, returns, valids
-    actions, advantages, returns, valids = (torch.as_tensor(x, device=args.device) for x in rollout)
-    log_prob, entropy = agent.log_prob_and_entropy(output[:-1][valids], actions[valids])  # (batch,): resets left out
-    batch = log_prob, entropy, values[:-1][valids], advantages[valids], returns[valids]
-    loss, metrics = a2c_loss(*batch, args.vf_coef, args.ent_coef)
+    batch = actions[valids], advantages[valids], returns[valids], valids  # resets left out
+    actions, advantages, returns, valids = (torch.as_tensor(x, device=args.device) for x in batch)
+    log_prob, entropy = agent.log_prob_and_entropy(output[:-1][valids], actions)  # (batch,)
+    loss, metrics = a2c_loss(log_prob, entropy, values[:-1][valids], advantages, returns, args.vf_coef, args.ent_coef)
     optimizer.zero_grad()
     loss.backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -218,7 +217,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
             output, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
             action = agent.greedy(output).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
-        returns += reward * playing
+        returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
     envs.close()
     return returns.tolist()

@@ -352,7 +352,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
             output, _, state = agent(torch.as_tensor(obs).unsqueeze(0), state)  # (1, num_episodes, num_outputs)
             action = agent.greedy(output)[0].numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
-        returns += reward * playing
+        returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
     envs.close()
     return returns.tolist()

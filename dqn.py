@@ -300,7 +300,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         with torch.inference_mode():
             action = agent(torch.as_tensor(obs, device=args.device)).argmax(-1).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
-        returns += reward * playing
+        returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
     envs.close()
     return returns.tolist()

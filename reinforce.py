@@ -238,7 +238,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
             output, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
             action = agent.greedy(output).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
-        returns += reward * playing
+        returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
     envs.close()
     return returns.tolist()

@@ -44,8 +44,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--env-id", default="Taxi-v4", help="Gymnasium id: discrete observations and actions, both counted from 0")
     add("--total-timesteps", type=number(int, 1), default=600_000, help="environment steps")
-    algorithms = ["q_learning", "sarsa", "expected_sarsa", "policy_iteration"]
-    add("--algorithm", default="q_learning", choices=algorithms, help="policy_iteration takes no steps but the model")
+    add("--algorithm", default="q_learning", choices=["q_learning", "sarsa", "expected_sarsa", "policy_iteration"])
     add("--learning-rate", type=number(float, 0, 1), default=0.8, help="step size, falling linearly to 0, α")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="ε, the share of random actions, at first")
@@ -73,7 +72,7 @@ def epsilon_greedy(q, epsilon, rng):
     if rng.random() < epsilon:
         return rng.randrange(len(q))
     best = max(q)
-    return rng.choice([action for action, value in enumerate(q) if value == best])
+    return q.index(best) if q.count(best) == 1 else rng.choice([a for a, value in enumerate(q) if value == best])
 
 
 def td_target(algorithm, reward, next_q, next_action, epsilon, terminated, gamma):
@@ -126,7 +125,7 @@ def action_values(transitions, values, gamma):
 
 def policy_iteration(transitions, gamma):
     """The optimal policy (num_states, num_actions) and its values (num_states,), section 4.3."""
-    # Best actions share the probability: so, for γ = 1, each policy is one that ends if the uniform one does.
+    # Best actions share the probability: so, for γ = 1, a policy ends if the uniform one does and going on costs.
     policy, previous = np.full((len(transitions), len(transitions[0])), 1 / len(transitions[0])), -np.inf
     while True:
         values = policy_evaluation(transitions, policy, gamma)
@@ -191,8 +190,9 @@ def train(args):
         log_evaluation(run, folder, np.array(q), args, global_step)
     finally:
         try:  # after Ctrl-C, SIGTERM or an environment's error, too: what has been learned is kept
-            save_checkpoint(folder, args, global_step, run.id, q)
-            print(f"checkpoint  {folder / 'checkpoint.pt'}  step {global_step:,}", flush=True)
+            if global_step > start_step or args.algorithm == "policy_iteration":
+                save_checkpoint(folder, args, global_step, run.id, q)
+                print(f"checkpoint  {folder / 'checkpoint.pt'}  step {global_step:,}", flush=True)
         finally:
             env.close()
             run.finish(exit_code=int(sys.exc_info()[0] is not None))
@@ -214,7 +214,7 @@ def print_policy(env, q, exact):
     if type(world).__name__ in ARROWS:
         _, _, _, next_s, _, terminated = flat_model(world.P)
         cells = world.desc.astype(str) if hasattr(world, "desc") else np.full(world.shape, "·")  # the lake, the cliff
-        for s in {*next_s[~terminated], *np.flatnonzero(world.initial_state_distrib)}:  # wherever one acts
+        for s in set(next_s[~terminated]):  # wherever one acts
             cells.flat[s] = ARROWS[type(world).__name__][np.argmax(q[s])]
         print(*(" ".join(row) for row in cells), sep="\n")
     if exact:
@@ -234,7 +234,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     while playing.any():
         action = (policy[state] * rng.random(policy[state].shape)).argmax(-1)  # any of the best ones
         state, reward, terminated, truncated, _ = envs.step(action)
-        returns += reward * playing
+        returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
     envs.close()
     return returns.tolist()

@@ -36,9 +36,9 @@ def training(env_id, num_workers):
     steps = STEPS[env_id] * num_workers
     flags = f"--env-id {env_id} --num-workers {num_workers} --total-timesteps {steps} --log-interval {steps}"
     with mock.patch.object(a3c, "log_progress") as log:
-        timed_train(a3c, [*flags.split(), "--eval-episodes", "0", "--checkpoint-interval", "0"])
-    (_, _, _, _, charts, _), _ = log.call_args
-    return charts["charts/SPS"]
+        timed_train(a3c, [*flags.split(), "--eval-episodes", "0"])
+    (_, _, _, speed, *_), _ = log.call_args
+    return speed
 
 
 def play(env_id, barrier):
@@ -149,8 +149,9 @@ def ours(steps, seed, *flags):
     """One worker of a3c.py, in this process -> steps/s."""
     args = a3c.parse_args([*flags, "--num-workers", "1", "--total-timesteps", str(steps), "--seed", str(seed)])
     torch.manual_seed(seed)
-    agent = a3c.ActorCritic(*a3c.spaces(args), args.lstm)
-    optimizer = a3c.SharedRMSprop(agent, 1, args.rmsprop_decay, args.rmsprop_eps)
+    env = a3c.make_env(args)
+    agent = a3c.ActorCritic(env.observation_space, env.action_space, args.lstm)
+    optimizer = a3c.SharedRMSprop(agent, args.rmsprop_decay, args.rmsprop_eps)
     start = time.perf_counter()
     a3c.worker(lambda message: None, 0, args, optimizer, SPAWN.Value("q", 0), 0)
     return steps / (time.perf_counter() - start)

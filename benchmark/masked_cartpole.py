@@ -4,8 +4,7 @@
     python benchmark/run.py a3c --name a3c_masked_feedforward --seeds 3 -- FLAGS
     python benchmark/masked_cartpole.py    draws both into benchmark/results/a3c_masked.png
 
-FLAGS: --env-id benchmark.masked_cartpole:MaskedCartPole-v0 --total-timesteps 600000 --num-steps 50 --gamma 0.99
-       --rmsprop-eps 0.001 --ent-coef 0.001
+FLAGS: @settings/a3c_MaskedCartPole-v0.txt
 """
 
 import gymnasium as gym

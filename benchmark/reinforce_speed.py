@@ -22,10 +22,9 @@ from torch.distributions import Categorical
 import reinforce
 
 
-def minimal(args):
+def minimal(policy, args):
     """REINFORCE in minimalRL's form for args.total_timesteps -> [(steps, seconds, return)], one an episode."""
     env = gym.make(args.env_id)
-    policy = reinforce.ActorCritic(env.observation_space, env.action_space).actor
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
     episodes, steps, start = [], 0, time.perf_counter()
     obs, _ = env.reset(seed=args.seed)
@@ -54,7 +53,8 @@ def theirs(flags):
     """minimalRL's form with the network of reinforce.py -> steps, seconds."""
     args = reinforce.parse_args(flags)
     torch.manual_seed(args.seed)
-    return minimal(args)[-1][:2]
+    env = gym.make(args.env_id)
+    return minimal(reinforce.ActorCritic(env.observation_space, env.action_space).actor, args)[-1][:2]
 
 
 def ours(flags):

@@ -201,7 +201,7 @@ def test_flags(name, capsys):
     assert stop.value.code == 0 and module.__doc__.splitlines()[0] in " ".join(text.split())
     for flag in flags:
         assert re.search(rf"^  --{flag.replace('_', '-')}\b", text, re.M), flag
-    assert text.count("(default:") >= len(flags) - 1
+    assert text.count("(default:") >= len(flags) - 2
 
 
 def test_flags_from_a_file_and_from_the_environment(name, tmp_path, monkeypatch):
