@@ -4,13 +4,13 @@
 
 Returns: of each seed's mean over its evaluation episodes the mean, deviation, lowest and interquartile mean, which is
 that of the middle half of the seeds, with a bootstrap interval (Agarwal et al. 2021, arXiv:2108.13264): 95% of the
-interquartile means of 10,000 samples of the seeds, drawn with replacement.
+interquartile means of 10,000 samples of the seeds, drawn with replacement. Code: whether the script has changed since.
 
 Speeds: steps/s, and the ratio to the peer's in the same round: the median over rounds, the lowest and the highest.
 """
 
 import numpy as np
-from run import RESULTS, read_csv
+from run import RESULTS, fingerprint, read_csv
 
 RATIOS = [  # what, file of results, column of the names, name of ours, name of the peer
     ("REINFORCE, 64 environments", "reinforce_speed", "what", "reinforce.py, 64 environments", "minimalRL's form"),
@@ -56,10 +56,12 @@ def bootstrap_interval(scores, samples=10_000):
 
 def returns_table():
     """A row for each file of results that run.py has written."""
-    rows = [["results", "seeds", "mean ± std", "lowest", "interquartile mean", "95% interval"]]
+    rows = [["results", "seeds", "mean ± std", "lowest", "interquartile mean", "95% interval", "code"]]
     for path in sorted(RESULTS.glob("*.csv")):
-        scores = np.array([float(row["eval_mean"]) for row in read_csv(path) if "jobs" in row])
-        if len(scores):
+        runs = [row for row in read_csv(path) if "jobs" in row]
+        scores = np.array([float(row["eval_mean"]) for row in runs])
+        if runs:
+            code = "as it stands" if {row["code"] for row in runs} == {fingerprint(runs[0]["script"])} else "earlier"
             mean, lowest, (low, high) = f"{scores.mean():.1f}", f"{scores.min():.1f}", bootstrap_interval(scores)
             spread = [
                 f"{mean} ± {scores.std():.1f}",
@@ -67,7 +69,7 @@ def returns_table():
                 f"{interquartile_mean(scores):.1f}",
                 f"{low:.1f} to {high:.1f}",
             ]
-            rows.append([path.stem, len(scores), *(spread if len(scores) > 1 else [mean, lowest, "", ""])])
+            rows.append([path.stem, len(scores), *(spread if len(scores) > 1 else [mean, lowest, "", ""]), code])
     return rows
 
 

@@ -38,16 +38,26 @@ class Hang(probes.Probe):
         return 0.0, 1, self.t == 10
 
 
+class Closing(probes.ConstantReward):
+    """It says when it is closed."""
+
+    def close(self):
+        print("closed", flush=True)
+
+
 gym.register("Hang-v0", Hang)
+gym.register("Closing-v0", Closing)
 
 
 @pytest.fixture
 def forkserver(monkeypatch):
-    """Workers are forked from a process that has imported what takes long, once for all tests."""
+    """Workers are forked from a process that has imported what takes long; SIGTERM does what it does to the program."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "gymnasium", "wandb"])
     monkeypatch.setattr(a3c.multiprocessing, "get_context", lambda method: context)
-    return context
+    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    yield context
+    signal.signal(signal.SIGTERM, handler)
 
 
 def quick(*flags):
@@ -120,8 +130,13 @@ def test_loss_and_its_gradient():
 def test_discrete_policy():
     torch.manual_seed(0)
     agent = a3c.ActorCritic(Box(-1, 1, (4,)), Discrete(3), False)
-    logits, values, state = agent(torch.randn(5, 4))
+    features = observations = torch.randn(5, 4)
+    logits, values, state = agent(observations)
     assert logits.shape == (5, 3) and values.shape == (5,) and state is None
+    for layer in (agent.body[0], agent.body[2]):
+        features = torch.tanh(features @ layer.weight.T)
+    torch.testing.assert_close(logits, features @ agent.actor.weight.T)
+    torch.testing.assert_close(values, features @ agent.critic.weight[0])
     for layer, gain in ((agent.body[0], 2**0.5), (agent.body[2], 2**0.5), (agent.actor, 0.01), (agent.critic, 1.0)):
         singular_values = torch.linalg.svdvals(layer.weight)  # of an orthogonal matrix they are all the same
         torch.testing.assert_close(singular_values, torch.full_like(singular_values, gain))
@@ -173,15 +188,13 @@ def test_the_memory_is_an_lstm_whose_state_goes_on():
     observations = torch.randn(7, 2, 4)  # of two environments
     close = dict(rtol=1e-4, atol=1e-5)
     logits, values, _ = agent(observations)
-    first, _, states = agent(observations[:3])
-    second, _, _ = agent(observations[3:], states)
-    torch.testing.assert_close(torch.cat([first, second]), logits, **close)
     for i in range(2):  # side by side is each on its own
         outputs, (h, c) = lstm_by_hand(agent.lstm, agent.body(observations[:, i]), (zeros, zeros))
         torch.testing.assert_close(logits[:, i], agent.actor(outputs), **close)
         torch.testing.assert_close(values[:, i], agent.critic(outputs).squeeze(-1), **close)
-        alone, _, state = agent(observations[:, i])
-        torch.testing.assert_close(alone, logits[:, i], **close)
+        first, _, state = agent(observations[:3, i])
+        rest, _, state = agent(observations[3:, i], state)
+        torch.testing.assert_close(torch.cat([first, rest]), logits[:, i], **close)
         torch.testing.assert_close(state, (h[None], c[None]), **close)
 
 
@@ -194,7 +207,9 @@ def test_the_network_for_atari():
         logits, values, _ = agent(frames)
         assert logits.shape == (3, 2, 6) and values.shape == (3, 2)
         for i in range(2):
-            features = agent.body(frames[:, i].float() / 255)
+            features = frames[:, i] / 255
+            for layer in (agent.body[0], agent.body[2], torch.nn.Flatten(), agent.body[5]):
+                features = layer(features).relu()
             features = agent.lstm(features)[0] if lstm else features
             torch.testing.assert_close(values[:, i], agent.critic(features).squeeze(-1))
             torch.testing.assert_close(agent(frames[:, i])[0], logits[:, i])
@@ -213,6 +228,7 @@ def test_rmsprop_is_the_paper_s_from_two_processes(forkserver):
     """Steps in turns here and in other processes, on the same weights and statistics."""
     agent, rng = a3c.ActorCritic(Box(-1, 1, (2,)), Discrete(2), False), np.random.default_rng(0)
     optimizer = a3c.SharedRMSprop(agent, 0.9, 0.01)
+    assert optimizer.weights.is_shared() and optimizer.mean_square.is_shared()  # before a process is started
     optimizer.weights.mul_(0.1)  # the roundings of a float32 near 1 would be more than 1e-7
     theta = optimizer.weights.numpy().astype(float)
     g = np.zeros(len(theta))
@@ -279,8 +295,9 @@ def test_two_updates_are_those_written_out_by_hand(space, lstm, terminated, max_
         assert not torch.equal(weights, optimizer.weights)  # only the next copy brings the step to the local agent
     parts = [optimizer.weights, optimizer.mean_square]
     before = [x.clone() for x in parts]
-    with pytest.raises(a3c.RunError, match=r"the gradient is not finite: .*CartPole-v1"):
-        a3c.update(agent, optimizer, *rollout[:3], [math.nan] * 6, terminated, 0.01, args)
+    for reward in (math.nan, 1e30):
+        with pytest.raises(a3c.RunError, match=r"the gradient is not finite: .*CartPole-v1"):
+            a3c.update(agent, optimizer, *rollout[:3], [reward] * 6, terminated, 0.01, args)
     assert all(torch.equal(x, y) for x, y in zip(parts, before, strict=True))
 
 
@@ -359,9 +376,10 @@ def test_atari(monkeypatch, tmp_path):
 
 def test_one_worker_is_a_single_process_bit_for_bit(forkserver):
     """A run with its processes, and a worker alone in this one."""
-    trained, history = a3c.train(quick("--num-steps", "7"))
-    agent, sent, _ = work("--num-steps", "7")
-    assert history == [(message[0], message[2][0]) for message in sent if message[2]] and len(history) > 5
+    flags = "--env-id probes:ObservationActionReward-v0 --total-timesteps 200".split()
+    trained, history = a3c.train(quick(*flags))
+    agent, sent, _ = work(*flags)
+    assert history == [(message[0], message[2][0]) for message in sent] and len(history) == 200
     assert torch.equal(flat(trained.parameters()), flat(agent.parameters()))
 
 
@@ -395,11 +413,11 @@ def test_evaluation_is_greedy_and_seeded(lstm):
     env, expected = gym.make("CartPole-v1"), []
     for episode in range(5):
         obs, _ = env.reset(seed=a3c.env_seed(args.seed, 1) + episode)
-        done, total, state = False, 0.0, None
-        while not done:
+        terminated, total, state = False, 0.0, None
+        while not terminated:
             logits, _, state = agent(torch.as_tensor(obs)[None], state)
-            obs, reward, terminated, truncated, _ = env.step(int(logits.argmax()))
-            done, total = terminated or truncated, total + reward
+            obs, reward, terminated, _, _ = env.step(int(logits.argmax()))
+            total += reward
         expected.append(total)
     assert a3c.evaluate(agent, args, 5) == expected and len(set(expected)) > 1
 
@@ -412,6 +430,8 @@ def test_evaluation_ends_and_speaks_the_environment_s_actions(monkeypatch):
     monkeypatch.setattr(probes.Target, "play", lambda self, action: (0.0, 1.0, False))  # without an end
     monkeypatch.setattr(a3c, "range", lambda n: range(n // 10_000), raising=False)
     assert a3c.evaluate(agent, args, 2) == [10.0, 10.0]
+    args = quick("--env-id", "EndlessReward-v0")
+    assert a3c.evaluate(make(args)[0], args, 2) == [5.0, 5.0]  # which its time limit ends
 
 
 def test_environments_that_it_cannot_take(monkeypatch):
@@ -427,7 +447,7 @@ def test_environments_that_it_cannot_take(monkeypatch):
 
 
 def send(signum):
-    """What a run's log_progress does instead: it sends this process a signal."""
+    """What a run's log_progress does instead: it sends this process a signal, nothing if it is 0."""
     return lambda *_: os.kill(os.getpid(), signum)
 
 
@@ -450,83 +470,56 @@ def kill_one(*_):
 )
 def test_faults_end_all_workers(env_id, strike, error, message, tmp_path, monkeypatch, forkserver):
     monkeypatch.setattr(a3c, "log_progress", strike)
-    handler, start = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)), time.monotonic()  # as __main__ sets it
-    try:
-        with pytest.raises(error, match=message):
-            a3c.train(quick(*f"--env-id {env_id} --num-workers 2 --total-timesteps 9999999 --log-interval 80".split()))
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    start = time.monotonic()
+    with pytest.raises(error, match=message):
+        a3c.train(quick(*f"--env-id {env_id} --num-workers 2 --total-timesteps 9999999 --log-interval 80".split()))
     assert multiprocessing.active_children() == [] and time.monotonic() - start < 30
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] >= 80 and flat(checkpoint["agent"].values()).isfinite().all()
 
 
-def test_ctrl_c_while_a_worker_is_started_is_not_lost(monkeypatch, forkserver):
+def test_sigterm_while_a_worker_is_started_is_not_lost(monkeypatch, forkserver):
     start = forkserver.Process.start
-    monkeypatch.setattr(forkserver.Process, "start", lambda process: (start(process), send(signal.SIGINT)()))
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(forkserver.Process, "start", lambda process: (start(process), send(signal.SIGTERM)()))
+    with pytest.raises(SystemExit):
         a3c.train(quick())
     for process in multiprocessing.active_children():  # one that train did not know yet ends with the program
         process.kill()
 
 
-def session(leader):
-    """Living processes of the session that a process has begun: {pid: command line}."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, _, its_leader = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(its_leader) == leader and state != "Z":
-                found[int(folder.name)] = (folder / "cmdline").read_text()
-        except OSError:  # it has ended in the meantime
-            pass
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_faults_in_the_shell_leave_no_process():
-    """Each in a run of its own, side by side: while the workers start, to all as a terminal does; and no farewell."""
-    faults = {
-        "Ctrl-C early": (130, lambda process: os.killpg(process.pid, signal.SIGINT)),
-        "SIGTERM early": (143, subprocess.Popen.terminate),
-        "parent killed": (-9, subprocess.Popen.kill),
+    """Each in a run of its own, side by side."""
+    faults = {  # environment, when, what, exit code
+        "Ctrl-C early": ("CartPole-v1", "a3c.py", lambda process: os.killpg(process.pid, signal.SIGINT), 130),
+        "SIGTERM": ("test_a3c:Closing-v0", "step", subprocess.Popen.terminate, 143),
+        "parent killed": ("test_a3c:Hang-v0", "step", subprocess.Popen.kill, -9),
     }
-    flags = "--total-timesteps 100000000 --log-interval 200 --wandb-mode disabled --run-dir".split()
+    flags = "--total-timesteps 100000000 --log-interval 80 --wandb-mode disabled --env-id".split()
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    options["env"] = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     with contextlib.ExitStack() as stack:
-        runs = {}
-        for fault in faults:
-            runs[fault] = subprocess.Popen([sys.executable, ROOT / "a3c.py", *flags, fault], **options)
-            stack.enter_context(runs[fault])
-            stack.callback(runs[fault].kill)  # if it still runs, as a check has failed
-        for (fault, process), (_, strike) in zip(runs.items(), faults.values(), strict=True):
-            next(line for line in process.stdout if line.startswith("a3c.py" if "early" in fault else "step"))
-            while len(session(process.pid)) < 4 and process.poll() is None:  # two workers, and what cleans up
-                time.sleep(0.01)
-            time.sleep(0.2)  # in which workers import
+        runs = []
+        for fault, (env_id, *_) in faults.items():
+            command = [sys.executable, ROOT / "a3c.py", *flags, env_id, "--run-dir", fault]
+            runs.append(stack.enter_context(subprocess.Popen(command, **options)))
+            stack.callback(runs[-1].kill)  # if it still runs, as a check has failed
+        for process, (_, when, strike, _) in zip(runs, faults.values(), strict=True):
+            next(line for line in process.stdout if line.startswith(when))
+            time.sleep(0.5)  # in which the workers import, play or begin to hang
             strike(process)
-        for (fault, process), (code, _) in zip(runs.items(), faults.values(), strict=True):
-            _, err = process.communicate(timeout=60)
-            deadline = time.monotonic() + 10
-            while session(process.pid):
-                assert time.monotonic() < deadline, f"{fault}: {session(process.pid)}"
-                time.sleep(0.01)
-            early = "early" in fault
-            assert process.returncode == code and (err == "" or not early), f"{fault}: {err}"
+        for process, (fault, (*_, code)) in zip(runs, faults.items(), strict=True):
+            out, err = process.communicate(timeout=60)  # to the end of all processes, as each holds the pipes
+            assert process.returncode == code and (err == "" or fault == "parent killed"), f"{fault}: {err}"
             steps = [torch.load(path, weights_only=True)["global_step"] for path in Path(fault).glob("*/checkpoint.pt")]
-            assert not steps if early else min(steps) >= 200
+            assert min(steps) >= 80 if fault != "Ctrl-C early" else not steps
+            assert fault != "SIGTERM" or out.count("closed") == 2  # each worker's environment
 
 
 # Probe environments
 
 
-def learn(env_id, total_timesteps, *flags):
-    """Train on a probe -> arguments, the agent, what each update received."""
-    base = f"--env-id {env_id} --total-timesteps {total_timesteps} --num-steps 8 --learning-rate 0.01 --gamma 0.9"
-    flags = [*base.split(), "--vf-coef", "0.5", *flags]
-    agent, _, calls = work(*flags)
-    return quick(*flags), agent, calls
+PROBE = "--num-steps 8 --learning-rate 0.01 --gamma 0.9 --vf-coef 0.5 --total-timesteps 600 --env-id".split()
 
 
 @pytest.mark.parametrize(
@@ -541,20 +534,20 @@ def learn(env_id, total_timesteps, *flags):
     ],
 )
 def test_probes_of_values(env_id, num_steps, values):
-    _, agent, _ = learn(env_id, 600, "--num-steps", str(num_steps))
+    agent, _, _ = work(*PROBE, env_id, "--num-steps", str(num_steps))
     estimates = agent(torch.tensor([[float(obs)] for obs in values]))[1]
     assert estimates.tolist() == pytest.approx(list(values.values()), rel=0.02)
 
 
 @pytest.mark.parametrize("env_id", ["ActionReward-v0", "ObservationActionReward-v0"])
 def test_probes_4_and_5_reward_depends_on_the_action(env_id):
-    args, agent, _ = learn(env_id, 300)
-    assert a3c.evaluate(agent, args, 20) == [1.0] * 20
+    agent, _, _ = work(*PROBE, env_id)
+    assert a3c.evaluate(agent, quick("--env-id", env_id), 20) == [1.0] * 20
 
 
 def test_probe_7_a_continuous_action():
     """The environment asserts that its actions lie in the Box."""
-    _, agent, calls = learn("Target-v0", 600)
+    agent, _, calls = work(*PROBE, "Target-v0")
     assert agent(torch.zeros(1, 1))[0].item() == pytest.approx(0.5, abs=0.2)
     actions = torch.cat([call["actions"] for call in calls])
     assert actions.shape == (600, 1) and actions.dtype == torch.float32
@@ -562,5 +555,6 @@ def test_probe_7_a_continuous_action():
 
 
 def test_probe_8_a_memory_keeps_what_it_has_seen():
-    args, agent, _ = learn("Memory-v0", 1200, "--lstm", "--rmsprop-eps", "0.001")
-    assert a3c.evaluate(agent, args, 20) == [1.0] * 20
+    flags = [*PROBE, *"Memory-v0 --lstm --rmsprop-eps 0.001 --total-timesteps 1200".split()]
+    agent, _, _ = work(*flags)
+    assert a3c.evaluate(agent, quick(*flags), 20) == [1.0] * 20

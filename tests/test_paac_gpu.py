@@ -108,6 +108,7 @@ def test_an_update_by_acting_s_graph_is_a2c_s(space, max_grad_norm, factor):
     torch.manual_seed(0)
     ours, theirs = paac_gpu.ActorCritic(Box(-1, 1, (2,)), space, "nips"), a2c.ActorCritic(Box(-1, 1, (2,)), space)
     theirs.load_state_dict(ours.state_dict())
+    assert ours.discrete or not ours.log_std.any()  # a standard deviation of 1 at first
     start = ours.body[0].weight.detach().clone()
     optimizer, reference = (torch.optim.SGD(x.parameters(), lr) for x, lr in ((ours, 0.1), (theirs, 0.1 * factor)))
     for _ in range(3):
@@ -135,6 +136,7 @@ def test_networks_for_frames(network, shapes):
     torch.manual_seed(0)
     agent = paac_gpu.ActorCritic(FRAMES, Discrete(6), network)
     assert [tuple(p.shape) for p in agent.parameters() if p.ndim > 1] == shapes
+    assert sum(isinstance(layer, torch.nn.ReLU) for layer in agent.body) == len(shapes) - 2
     for weight, bias in zip(*[iter(agent.parameters())] * 2, strict=True):
         bound = weight[0].numel() ** -0.5
         assert max(weight.abs().max(), bias.abs().max()) <= bound
@@ -225,10 +227,12 @@ def test_settings_of_a_run_and_of_one_that_goes_on(tmp_path):
     calls, *_ = recorded(flags)
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     saved = torch.load(path)["optimizer"]["state"][6]["mean_square"]
-    more, *_ = recorded(flags, f"--resume {path} --total-timesteps 2048 --rmsprop-decay 0.8 --rmsprop-eps 0.3")
+    others = "--total-timesteps 2048 --rmsprop-decay 0.8 --rmsprop-eps 0.3 --bf16"
+    more, agent, _ = recorded(flags, f"--resume {path}", others)
     assert [call.lr for call in calls] == pytest.approx([0.1, 0.075, 0.05, 0.025])
     assert [call.lr for call in more] == pytest.approx([0.05, 0.0375, 0.025, 0.0125])
     assert [(call.decay, call.eps) for call in (calls[0], more[0])] == [(0.9, 0.2), (0.8, 0.3)]
+    assert agent.bf16
     assert torch.equal(more[0].mean_square, saved) and (calls[0].mean_square == 1).all() and not (saved == 1).all()
     assert more[0].noise_seed != calls[0].noise_seed
     assert not np.array_equal(more[0].observations[0], calls[0].observations[0])
@@ -254,10 +258,10 @@ def test_what_is_logged(monkeypatch):
 def test_atari_rollouts(device, monkeypatch):
     """Frames stay uint8 up to the device, rewards are clipped for learning and logged as the game gives them."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which would be too coarse for `recorded`
-    flags = f"--env-id ALE/Qbert-v5 --num-envs 2 --num-steps 8 --total-timesteps 720 --device {device}"
+    flags = f"--env-id ALE/Qbert-v5 --network nature --num-envs 2 --num-steps 8 --total-timesteps 720 --device {device}"
     calls, agent, history = recorded(flags, f"--eval-episodes {int(device == 'cuda')}")
     assert agent.body[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert agent.body[0].weight.device.type == device
+    assert agent.body[0].weight.device.type == device and agent.actor.in_features == 512
     observations = calls[0].observations
     assert observations.dtype == np.uint8 and observations.shape == (9, 2, 4, 84, 84) and observations.max() > 100
     rewards, dones, valids = (np.concatenate([getattr(c, x) for c in calls]) for x in ("rewards", "dones", "valids"))
@@ -371,7 +375,7 @@ class Dice(gym.Env):
 
 
 gym.register("Dice-v0", Dice)
-RANKS = "--env-id Dice-v0 --num-envs 2 --num-steps 1 --total-timesteps 240 --log-interval 120 --learning-rate 0.1"
+RANKS = "--env-id Dice-v0 --num-envs 2 --num-steps 1 --total-timesteps 240 --log-interval 240 --learning-rate 0.1"
 
 
 def a_rank():
@@ -395,10 +399,11 @@ def test_two_ranks_learn_as_one_process_on_the_rollouts_of_both(tmp_path):
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
     )
-    saved = []
-    while process.poll() is None and not (saved and torch.load(saved[0])["global_step"] > 400):
+    for _ in range(900):
         time.sleep(0.1)
         saved = list(tmp_path.glob("runs/*/checkpoint.pt"))
+        if process.poll() is not None or (saved and torch.load(saved[0])["global_step"] > 400):
+            break
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode != 0 and "SignalException" in err, err
@@ -410,7 +415,7 @@ def test_two_ranks_learn_as_one_process_on_the_rollouts_of_both(tmp_path):
     ranks = [torch.load(f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     (calls, weights, history), (others, other_weights, other_history) = ranks
     pairs = list(zip(calls, others, strict=True))
-    assert {(a.valids.sum(), b.valids.sum()) for a, b in pairs} >= {(0, 0), (1, 2), (2, 0)}
+    assert {(a.valids.sum(), b.valids.sum()) for a, b in pairs} >= {(0, 0), (0, 2), (1, 2)}
     assert calls[0].noise_seed != others[0].noise_seed
     assert not np.isin(calls[0].observations, others[0].observations).any()
     assert history != other_history and min(len(history), len(other_history)) > 30 and history[-1][0] > 220
@@ -437,9 +442,9 @@ def test_two_ranks_learn_as_one_process_on_the_rollouts_of_both(tmp_path):
 
 
 def learn(env_id, flags=""):
-    """Train on a probe -> the agent."""
+    """Train on a probe -> agent, history."""
     probe = "--num-envs 8 --num-steps 8 --learning-rate 0.03 --gamma 0.9 --vf-coef 0.5 --total-timesteps 6000"
-    return paac_gpu.train(quick(probe, "--env-id", env_id, flags))[0]
+    return paac_gpu.train(quick(probe, "--env-id", env_id, flags))
 
 
 @pytest.mark.parametrize(
@@ -453,16 +458,18 @@ def learn(env_id, flags=""):
     ],
 )
 def test_probes_1_2_3_6_values(env_id, flags, values):
-    agent = learn(env_id, flags)
+    agent, _ = learn(env_id, flags)
     for obs, value in values.items():
         assert agent(torch.tensor([[float(obs)]]))[1].item() == pytest.approx(value, rel=0.02)
 
 
 @pytest.mark.parametrize("env_id", ["ActionReward-v0", "ObservationActionReward-v0"])
 def test_probes_4_and_5_reward_depends_on_the_action(env_id):
-    assert paac_gpu.evaluate(learn(env_id), quick("--env-id", env_id), 20) == [1.0] * 20
+    agent, history = learn(env_id)
+    assert paac_gpu.evaluate(agent, quick("--env-id", env_id), 20) == [1.0] * 20
+    assert np.mean([value for _, value in history[-100:]]) > 0.9  # what is sampled is near what is greedy
 
 
 def test_a_continuous_action_finds_its_target():
-    agent = learn("Target-v0")
+    agent, _ = learn("Target-v0")
     assert agent(torch.zeros(1, 1))[0].item() == pytest.approx(0.5, abs=0.15)
