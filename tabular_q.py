@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["gymnasium[classic-control,other]>=1.2.1", "numpy>=1.26", "torch>=2.6", "wandb>=0.28"]
+# dependencies = ["gymnasium[classic-control,other]>=1.3", "numpy>=1.26", "torch>=2.6", "wandb>=0.28"]
 # ///
 """Tabular control: Q-learning, SARSA and expected SARSA; policy iteration where the environment's model is known.
 

@@ -473,7 +473,7 @@ def test_faults_end_all_workers(env_id, strike, error, message, tmp_path, monkey
     start = time.monotonic()
     with pytest.raises(error, match=message):
         a3c.train(quick(*f"--env-id {env_id} --num-workers 2 --total-timesteps 9999999 --log-interval 80".split()))
-    assert multiprocessing.active_children() == [] and time.monotonic() - start < 30
+    assert multiprocessing.active_children() == [] and time.monotonic() - start < 90
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] >= 80 and flat(checkpoint["agent"].values()).isfinite().all()
@@ -509,7 +509,7 @@ def test_faults_in_the_shell_leave_no_process():
             time.sleep(0.5)  # in which the workers import, play or begin to hang
             strike(process)
         for process, (fault, (*_, code)) in zip(runs, faults.items(), strict=True):
-            out, err = process.communicate(timeout=60)  # to the end of all processes, as each holds the pipes
+            out, err = process.communicate(timeout=180)  # to the end of all processes, as each holds the pipes
             assert process.returncode == code and (err == "" or fault == "parent killed"), f"{fault}: {err}"
             steps = [torch.load(path, weights_only=True)["global_step"] for path in Path(fault).glob("*/checkpoint.pt")]
             assert min(steps) >= 80 if fault != "Ctrl-C early" else not steps

@@ -405,7 +405,7 @@ def test_two_ranks_learn_as_one_process_on_the_rollouts_of_both(tmp_path):
         if process.poll() is not None or (saved and torch.load(saved[0])["global_step"] > 400):
             break
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode != 0 and "SignalException" in err, err
     count = [len(re.findall(f"^{word} ", out, re.M)) for word in ("paac_gpu.py", "evaluation", "checkpoint")]
     assert count == [2, 1, 2]  # only the first rank reports
