@@ -284,15 +284,19 @@ def start_worker(workers, context, rank, *rest):
     """Start the process of a worker and add it to workers, a dict {pipe on which it reports: process}."""
     receiver, sender = context.Pipe(duplex=False)  # one a worker: no lock that others wait for if it is killed
     process = context.Process(target=run_worker, args=(sender, rank, *rest), name=f"worker {rank}", daemon=True)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent alone
+    masks = hasattr(signal, "pthread_sigmask")  # all but Windows
+    if masks:  # inherited: Ctrl-C is for the parent alone, which gets it when the worker has been started
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
-    signal.signal(signal.SIGINT, handler)
     workers[receiver] = process
     sender.close()  # the worker's is the only one: when the worker ends, however it ends, so does what it sends
+    if masks:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def run_worker(sender, *rest):
     """What the process of a worker does: to work; a RunError goes to the parent, another error prints its traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, which closes the environment
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # else the workers' threads fight for the cores

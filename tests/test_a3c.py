@@ -479,10 +479,11 @@ def test_faults_end_all_workers(env_id, strike, error, message, tmp_path, monkey
     assert checkpoint["global_step"] >= 80 and flat(checkpoint["agent"].values()).isfinite().all()
 
 
-def test_sigterm_while_a_worker_is_started_is_not_lost(monkeypatch, forkserver):
+@pytest.mark.parametrize(("signum", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_while_a_worker_is_started_is_not_lost(signum, error, monkeypatch, forkserver):
     start = forkserver.Process.start
-    monkeypatch.setattr(forkserver.Process, "start", lambda process: (start(process), send(signal.SIGTERM)()))
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(forkserver.Process, "start", lambda process: (start(process), send(signum)()))
+    with pytest.raises(error):
         a3c.train(quick())
     for process in multiprocessing.active_children():  # one that train did not know yet ends with the program
         process.kill()
