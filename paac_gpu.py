@@ -236,7 +236,7 @@ def train(args):
                 output, value = agent(to_device(obs, args.device))  # (num_envs, ...), (num_envs,)
                 outputs.append(output)
                 values.append(value)
-                with torch.no_grad():  # the environments need the actions: the CPU waits for the GPU, here and in update
+                with torch.no_grad():  # the environments need them: the CPU waits for the GPU, here and in update
                     actions[t] = agent.sample(output).cpu()
                 valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
                 # With a done comes the episode's true last observation: a time limit bootstraps from its value.
