@@ -51,13 +51,21 @@ gym.register("Closing-v0", Closing)
 
 @pytest.fixture
 def forkserver(monkeypatch):
-    """Workers are forked from a process that has imported what takes long; SIGTERM does what it does to the program."""
+    """Workers are forked from a process that has imported what takes long, once for all tests."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "gymnasium", "wandb"])
     monkeypatch.setattr(a3c.multiprocessing, "get_context", lambda method: context)
-    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    yield context
-    signal.signal(signal.SIGTERM, handler)
+    return context
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Signals do what they do to the program, also where pytest runs in the background, which ignores Ctrl-C."""
+    handlers = {signal.SIGTERM: lambda *_: sys.exit(143), signal.SIGINT: signal.default_int_handler}
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def quick(*flags):
@@ -384,7 +392,7 @@ def test_one_worker_is_a_single_process_bit_for_bit(forkserver):
 
 
 def test_two_workers_share_one_budget(tmp_path, capsys, monkeypatch, forkserver):
-    handler, ranks, original = signal.getsignal(signal.SIGINT), [], a3c.start_worker
+    ranks, original = [], a3c.start_worker
     monkeypatch.setattr(a3c, "start_worker", lambda *rest: (ranks.append(rest[2]), original(*rest)))
     flags = "--num-workers 2 --total-timesteps 4000 --num-steps 9 --log-interval 800".split()
     agent, history = a3c.train(quick(*flags))
@@ -396,7 +404,7 @@ def test_two_workers_share_one_budget(tmp_path, capsys, monkeypatch, forkserver)
     assert torch.equal(flat(before["agent"].values()), flat(agent.parameters()))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert len(lines) == 5 and lines[-1].endswith(" 0 s left")
-    assert multiprocessing.active_children() == [] and signal.getsignal(signal.SIGINT) is handler
+    assert multiprocessing.active_children() == [] and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
     still = "--learning-rate 0 --rmsprop-decay 1 --total-timesteps 5000 --resume".split()
     a3c.train(quick(*still, str(path)))  # a run that changes nothing: all that was learned has come back
     after = torch.load(path, weights_only=True)
@@ -454,7 +462,11 @@ def send(signum):
 def kill_one(*_):
     """End a worker when both hang, soon after the 80 steps that they have reported together."""
     time.sleep(0.5)
-    multiprocessing.active_children()[0].kill()
+    workers = multiprocessing.active_children()
+    for process in workers:
+        os.kill(process.pid, signal.SIGINT)  # Ctrl-C, which a terminal sends to all, is for the parent alone
+    time.sleep(0.2)
+    workers[0].kill()
 
 
 @pytest.mark.parametrize(
