@@ -65,6 +65,7 @@ def parse_args(argv=None):
     add("--exponential-epsilon", action="store_true", help="let ε fall exponentially, with epsilon_steps as constant")
     add("--double", action="store_true", help="choose a' by Q, value it by Q⁻")
     add("--dueling", action="store_true", help="Q = V + A - mean A")
+    add("--network", default="nature", choices=["nips", "nature"], help="the paper's of 2013 or 2015, for frames")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[128, 128], help="layers for flat observations")
     add("--loss", default="squared", choices=["squared", "huber"], help="huber: the TD error clipped to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the global norm of the gradient to this")
@@ -86,18 +87,21 @@ def parse_args(argv=None):
 
 
 class QNetwork(nn.Module):
-    """Q(s,·): an MLP for flat observations, the paper's convolutions for (4, 84, 84) frames.
+    """Q(s,·): an MLP for flat observations, convolutions for (4, 84, 84) frames.
 
     Frames are divided by 255; an observation's numbers bounded by less than 1 are stretched to ±1, others left alone.
     """
 
-    def __init__(self, obs_space, num_actions, hidden_sizes, dueling):
+    def __init__(self, obs_space, num_actions, network, hidden_sizes, dueling):
         super().__init__()
         if len(obs_space.shape) == 1:
             sizes = [*obs_space.shape, *hidden_sizes]
             layers = [layer for pair in itertools.pairwise(sizes[:-1]) for layer in (nn.Linear(*pair), nn.ReLU())]
             bound = np.maximum(abs(obs_space.low), abs(obs_space.high))
             bound[(bound == 0) | (bound > 1)] = 1
+        elif network == "nips":
+            layers = [nn.Conv2d(4, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(), nn.Flatten()]
+            sizes, bound = [32 * 9 * 9, 256], 255
         else:
             layers = [nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
             layers += [nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten()]
@@ -220,7 +224,7 @@ def train(args):
     image = len(obs_space.shape) == 3
     if not image:
         torch.set_num_threads(1)  # the network is tiny: one thread beats many
-    q_network = QNetwork(obs_space, num_actions, args.hidden_sizes, args.dueling)
+    q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling)
     q_network.to(args.device, memory_format=torch.channels_last)  # in which convolutions learn faster
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)

@@ -139,7 +139,7 @@ def test_one_update_is_the_one_written_out_in_numpy(double, dueling, loss):
     """Targets, loss, backpropagation, clipping and a plain gradient step; of the batch one transition is terminal."""
     torch.manual_seed(1)
     args = quick("--gamma", "0.95", "--max-grad-norm", "0.5", "--loss", loss, *["--double"] * double)
-    q_network, target_network = (dqn.QNetwork(box(2), 3, [8], dueling) for _ in range(2))
+    q_network, target_network = (dqn.QNetwork(box(2), 3, "nature", [8], dueling) for _ in range(2))
     weights, target_weights = arrays(q_network), arrays(target_network)
     obs, next_obs = torch.randn(2, 5, 2)
     action, reward = torch.tensor([0, 1, 2, 0, 2]), torch.tensor([3.0, -2.0, 0.5, 4.0, 0.1])
@@ -184,7 +184,7 @@ def test_one_update_is_the_one_written_out_in_numpy(double, dueling, loss):
 
 def test_observations_within_narrow_bounds_are_stretched():
     low, high = np.array([[-4, -np.inf, -0.5, 0, 0, -0.1], [2, np.inf, 0.25, 8, 0, 1]], np.float32)
-    bounded, free = dqn.QNetwork(Box(low, high), 2, [32, 16], False), dqn.QNetwork(box(6), 2, [32, 16], False)
+    bounded, free = (dqn.QNetwork(space, 2, "nature", [32, 16], False) for space in (Box(low, high), box(6)))
     free.load_state_dict(bounded.state_dict())
     obs = torch.randn(9, 6)
     torch.testing.assert_close(bounded(obs), free(obs / torch.tensor([1, 1, 0.5, 1, 1, 1])), rtol=0, atol=0)
@@ -192,27 +192,34 @@ def test_observations_within_narrow_bounds_are_stretched():
 
 
 def test_hidden_sizes():
-    shapes = [tuple(p.shape) for p in dqn.QNetwork(box(4), 2, [120, 84], False).parameters()]
+    shapes = [tuple(p.shape) for p in dqn.QNetwork(box(4), 2, "nature", [120, 84], False).parameters()]
     assert shapes == [(120, 4), (120,), (84, 120), (84,), (2, 84), (2,)]  # CleanRL's
-    network = dqn.QNetwork(box(4), 2, [5, 6, 7], True)
+    network = dqn.QNetwork(box(4), 2, "nature", [5, 6, 7], True)
     shapes = [tuple(p.shape) for p in network.parameters() if p.ndim == 2]
     assert shapes == [(5, 4), (6, 5), (7, 6), (2, 7), (7, 6), (1, 7)]
     x, p = torch.randn(3, 4), list(network.parameters())
     torch.testing.assert_close(network.body(x), F.relu(F.relu(x @ p[0].T + p[1]) @ p[2].T + p[3]))
 
 
-def test_the_convolutions_are_the_paper_s():
-    network = dqn.QNetwork(box(4, 84, 84), 6, [64], False)
-    shapes = [tuple(p.shape) for p in network.parameters() if p.ndim > 1]
-    assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("nips", [(16, 4, 8, 8), (32, 16, 4, 4), (256, 2592), (6, 256)]),
+        ("nature", [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]),
+    ],
+)
+def test_the_convolutions_are_the_papers(name, shapes):
+    network = dqn.QNetwork(box(4, 84, 84), 6, name, [64], False)
+    assert [tuple(p.shape) for p in network.parameters() if p.ndim > 1] == shapes
     frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
     x, p = frames.float() / 255, list(network.parameters())
-    for i, stride in enumerate((4, 2, 1)):
+    for i, stride in enumerate((4, 2, 1)[: len(shapes) - 2]):
         x = F.relu(F.conv2d(x, p[2 * i], p[2 * i + 1], stride=stride))
-    expected = F.relu(x.flatten(1) @ p[6].T + p[7]) @ p[8].T + p[9]
+    expected = F.relu(x.flatten(1) @ p[-4].T + p[-3]) @ p[-2].T + p[-1]
     torch.testing.assert_close(network(frames), expected, rtol=1e-4, atol=1e-5)
-    dueling = dqn.QNetwork(box(4, 84, 84), 6, [64], True)
-    assert dueling(frames).shape == (3, 6) and [p.shape[0] for p in dueling.value.parameters()] == [512, 512, 1, 1]
+    dueling, hidden = dqn.QNetwork(box(4, 84, 84), 6, name, [64], True), shapes[-1][1]
+    assert dueling(frames).shape == (3, 6)
+    assert [p.shape[0] for p in dueling.value.parameters()] == [hidden, hidden, 1, 1]
 
 
 # Replay buffer

@@ -27,9 +27,10 @@ torch.set_num_threads(1)  # threads that spin while they wait cost the tests bes
 
 
 def quick(*flags):
-    """Arguments of a run that lasts a blink; later flags win."""
+    """Arguments of a run that lasts a blink, with the authors' constants; later flags win."""
     short = "--env-id CartPole-v1 --num-envs 8 --num-steps 8 --total-timesteps 1024 --eval-episodes 0 --device cpu"
-    return paac_gpu.parse_args([*short.split(), "--wandb-mode", "disabled", *" ".join(flags).split()])
+    short = f"@{ROOT}/settings/paac_gpu_authors.txt {short} --wandb-mode disabled".split()
+    return paac_gpu.parse_args([*short, *" ".join(flags).split()])
 
 
 def act(agent, observations):
@@ -375,7 +376,7 @@ class Dice(gym.Env):
 
 
 gym.register("Dice-v0", Dice)
-RANKS = "--env-id Dice-v0 --num-envs 2 --num-steps 1 --total-timesteps 240 --log-interval 240 --learning-rate 0.1"
+RANKS = "--env-id Dice-v0 --num-envs 2 --num-steps 1 --total-timesteps 240 --log-interval 238 --learning-rate 0.1"
 
 
 def a_rank():
@@ -402,13 +403,14 @@ def test_two_ranks_learn_as_one_process_on_the_rollouts_of_both(tmp_path):
     for _ in range(900):
         time.sleep(0.1)
         saved = list(tmp_path.glob("runs/*/checkpoint.pt"))
-        if process.poll() is not None or (saved and torch.load(saved[0])["global_step"] > 400):
+        if process.poll() is not None or (saved and torch.load(saved[0])["global_step"] > 700):
             break
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=180)
     assert process.returncode != 0 and "SignalException" in err, err
     count = [len(re.findall(f"^{word} ", out, re.M)) for word in ("paac_gpu.py", "evaluation", "checkpoint")]
     assert count == [2, 1, 2]  # only the first rank reports
+    assert re.findall(r"^step +(\d+) ", out, re.M)[:3] == ["240", "476", "716"]  # of both ranks, 4 a rollout
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     assert torch.load(path)["global_step"] == int(re.findall(r"step +([\d,]+)\n", out)[-1].replace(",", ""))
 
