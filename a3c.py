@@ -185,11 +185,11 @@ def update(agent, optimizer, observations, state, actions, rewards, terminated, 
     return metrics | {"losses/grad_norm": grad_norm}
 
 
-def worker(send, rank, args, optimizer, steps, start_step):
+def worker(send, rank, args, optimizer, steps, updates, start_step):
     """Alg. S3 in one process: play and learn until all workers together have played args.total_timesteps.
 
-    steps counts what all have played, the paper's T, from start_step on. send reports to the parent: global_step,
-    whether it is time to log, (return, length) of an episode that has ended or None, the metrics.
+    steps counts what all have played, the paper's T, from start_step on, updates what all have learned. send reports to
+    the parent: global_step, whether it is time to log, (return, length) of an episode that has ended or None, metrics.
     """
     env = make_env(args)
     agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
@@ -197,11 +197,12 @@ def worker(send, rank, args, optimizer, steps, start_step):
     seed = env_seed(args.seed, 0, start_step, rank)
     torch.manual_seed(seed)
     obs, _ = env.reset(seed=seed)
-    state = None
+    state, lags = None, []  # lags: the updates of others between a copy of the weights and the update made of it
     send((start_step, False, None, {}))  # ready
     try:
         while (global_step := steps.value) < args.total_timesteps:
             # 1. Copy the shared weights, as they are: others go on writing.
+            copied = updates.value
             weights.copy_(optimizer.weights)
             learning_rate = args.learning_rate * (1 - global_step / args.total_timesteps)
 
@@ -226,7 +227,12 @@ def worker(send, rank, args, optimizer, steps, start_step):
             with steps.get_lock():
                 steps.value += len(rewards)
                 global_step = steps.value
+                lags.append(updates.value - copied)
+                updates.value += 1
             due = any(global_step % interval < len(rewards) for interval in (args.log_interval, args.total_timesteps))
+            if due:
+                metrics["charts/policy_lag"] = np.mean(lags)  # over this worker's updates since it last logged
+                lags.clear()
             if done or due:
                 episode = (float(info["episode"]["r"]), info["episode"]["l"]) if done else None
                 send((global_step, due, episode, {name: value.item() for name, value in metrics.items()}))
@@ -250,14 +256,14 @@ def train(args):
     optimizer = SharedRMSprop(agent, args.rmsprop_decay, args.rmsprop_eps)
     start_step, run_id = load_checkpoint(args, agent=agent, optimizer=optimizer) if args.resume else (0, None)
     context = multiprocessing.get_context("spawn")  # as fork can deadlock once torch has started threads
-    steps = context.Value("q", start_step)
+    steps, updates = context.Value("q", start_step), context.Value("q", 0, lock=False)
     counter = steps.get_obj()  # to read without the lock, which a worker that is killed may hold for ever
     history, lengths = [], deque(maxlen=100)  # lengths of the last episodes
     start_time, workers = None, {}
     run, folder = start_run(args, run_id, "cpu")
     try:
         for rank in range(args.num_workers if start_step < args.total_timesteps else 0):
-            start_worker(workers, context, rank, args, optimizer, steps, start_step)
+            start_worker(workers, context, rank, args, optimizer, steps, updates, start_step)
         for global_step, due, episode, metrics in messages(workers):
             start_time = start_time or time.perf_counter()
             if episode:

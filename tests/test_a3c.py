@@ -82,20 +82,26 @@ def make(args):
     return agent, a3c.SharedRMSprop(agent, args.rmsprop_decay, args.rmsprop_eps)
 
 
-def work(*flags, rank=0, start_step=0):
-    """One worker in this process -> agent, what it has sent since it was ready, what each update received, by name."""
+def work(*flags, rank=0, start_step=0, others=()):
+    """One worker in this process -> agent, what it has sent since it was ready, what each update received, by name.
+
+    others are the numbers of updates that others make during each of its own.
+    """
     args, sent, calls, original = quick(*flags), [], [], a3c.update
     names = "observations state actions rewards terminated learning_rate".split()
 
     def update(agent, optimizer, *rest):
+        updates.value += sum(others[len(calls) : len(calls) + 1])
         calls.append(dict(zip(names, rest[:-1], strict=True)))
         assert torch.equal(flat(agent.parameters()), optimizer.weights)  # the shared weights, copied
         return original(agent, optimizer, *rest)
 
     agent, optimizer = make(args)
+    steps, updates = multiprocessing.Value("q", start_step), multiprocessing.Value("q", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(a3c, "update", update)
-        a3c.worker(sent.append, rank, args, optimizer, multiprocessing.Value("q", start_step), start_step)
+        a3c.worker(sent.append, rank, args, optimizer, steps, updates, start_step)
+    assert updates.value == len(calls) + sum(others)
     assert sent[0] == (start_step, False, None, {})
     return agent, sent[1:], calls
 
@@ -342,10 +348,18 @@ def test_what_a_worker_reports(start_step, due):
     assert [message[0] for message in sent if message[1]] == due
     assert [(message[0], message[2]) for message in sent if message[2]] == ends and len(sent) == len(due) + len(ends)
     names = {f"losses/{name}" for name in ("policy_loss", "value_loss", "entropy", "grad_norm")}
-    assert all(set(metrics) == names for *_, metrics in sent)
+    assert all(set(metrics) - {"charts/policy_lag"} == names for *_, metrics in sent)
+    assert all(metrics.get("charts/policy_lag") == (0 if due else None) for _, due, _, metrics in sent)
     assert all(type(value) is float for *_, metrics in sent for value in metrics.values())
     steps = np.cumsum([start_step, *(len(call["rewards"]) for call in calls)])
     assert [call["learning_rate"] for call in calls] == pytest.approx(0.1 * (1 - steps[:-1] / 21)) and steps[-1] == 21
+
+
+def test_policy_lag_is_the_updates_of_others_since_the_copy():
+    """The mean over the worker's updates since it last logged."""
+    flags = "--env-id EndlessReward-v0 --num-steps 5 --log-interval 20 --total-timesteps 40".split()
+    _, sent, _ = work(*flags, others=[0, 3, 1, 0, 2, 2, 2, 4])
+    assert [metrics["charts/policy_lag"] for _, due, _, metrics in sent if due] == [1, 2.5]
 
 
 def test_each_worker_and_each_episode_has_its_own_stream():
