@@ -218,6 +218,10 @@ def test_the_network_for_atari():
         agent = a3c.ActorCritic(Box(0, 255, (4, 84, 84), np.uint8), Discrete(6), lstm)
         shapes = [tuple(p.shape) for name, p in agent.named_parameters() if name.endswith("weight")]
         assert shapes == [(16, 4, 8, 8), (32, 16, 4, 4), (256, 2592), (6, 256), (1, 256)]
+        for layer in (agent.body[0], agent.body[2], agent.body[5]):
+            singular_values = torch.linalg.svdvals(layer.weight.flatten(1))
+            torch.testing.assert_close(singular_values, torch.full_like(singular_values, 2**0.5))
+            assert not layer.bias.any()
         logits, values, _ = agent(frames)
         assert logits.shape == (3, 2, 6) and values.shape == (3, 2)
         for i in range(2):
@@ -245,7 +249,7 @@ def test_rmsprop_is_the_paper_s_from_two_processes(forkserver):
     assert optimizer.weights.is_shared() and optimizer.mean_square.is_shared()  # before a process is started
     optimizer.weights.mul_(0.1)  # the roundings of a float32 near 1 would be more than 1e-7
     theta = optimizer.weights.numpy().astype(float)
-    g = np.zeros(len(theta))
+    g = np.ones(len(theta))
     for i in range(6):
         gradient, learning_rate = rng.normal(size=len(theta)).astype(np.float32), 1e-3 / (1 + i)
         theta, g = paper(theta, g, gradient, learning_rate)
@@ -291,7 +295,7 @@ def test_two_updates_are_those_written_out_by_hand(space, lstm, terminated, max_
     args = quick(*f"--gamma 0.95 --ent-coef 0.02 --vf-coef 0.4 --max-grad-norm {max_grad_norm}".split())
     shared, agent = (a3c.ActorCritic(Box(-1, 1, (2,)), space, lstm) for _ in range(2))
     optimizer, weights = a3c.SharedRMSprop(shared, 0.9, 0.01), a3c.one_vector(agent)
-    theta, g = optimizer.weights.numpy().astype(float), np.zeros(len(weights))
+    theta, g = optimizer.weights.numpy().astype(float), np.ones(len(weights))
     for _ in range(2):
         weights.copy_(optimizer.weights)
         actions = torch.randint(2, (6,)) if agent.discrete else torch.randn(6, 2)
@@ -305,7 +309,7 @@ def test_two_updates_are_those_written_out_by_hand(space, lstm, terminated, max_
         assert metrics["losses/grad_norm"].item() == pytest.approx(norm, rel=1e-4)
         np.testing.assert_allclose(optimizer.weights, theta, rtol=0, atol=1e-5)
         np.testing.assert_allclose(optimizer.mean_square, g, rtol=1e-3, atol=1e-6)
-        assert np.abs(theta - before).max() > 1e-3
+        assert np.abs(theta - before).max() > 1e-4
         assert not torch.equal(weights, optimizer.weights)  # only the next copy brings the step to the local agent
     parts = [optimizer.weights, optimizer.mean_square]
     before = [x.clone() for x in parts]
@@ -422,7 +426,7 @@ def test_two_workers_share_one_budget(tmp_path, capsys, monkeypatch, forkserver)
     still = "--learning-rate 0 --rmsprop-decay 1 --total-timesteps 5000 --resume".split()
     a3c.train(quick(*still, str(path)))  # a run that changes nothing: all that was learned has come back
     after = torch.load(path, weights_only=True)
-    assert after["global_step"] == 5000 and before["optimizer"]["mean_square"].count_nonzero() > 1000
+    assert after["global_step"] == 5000 and (before["optimizer"]["mean_square"] < 0.9).sum() > 1000
     for part in ("agent", "optimizer"):
         assert torch.equal(flat(before[part].values()), flat(after[part].values()))
 
@@ -546,7 +550,8 @@ def test_faults_in_the_shell_leave_no_process():
 # Probe environments
 
 
-PROBE = "--num-steps 8 --learning-rate 0.01 --gamma 0.9 --vf-coef 0.5 --total-timesteps 600 --env-id".split()
+PROBE = "--num-steps 8 --learning-rate 0.01 --rmsprop-decay 0.9 --gamma 0.9 --vf-coef 0.5 --total-timesteps 600"
+PROBE = [*PROBE.split(), "--env-id"]
 
 
 @pytest.mark.parametrize(
