@@ -23,6 +23,7 @@ import a3c
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # as in a worker
+pytestmark = pytest.mark.usefixtures("handlers")
 
 
 class Hang(probes.Probe):
@@ -47,25 +48,6 @@ class Closing(probes.ConstantReward):
 
 gym.register("Hang-v0", Hang)
 gym.register("Closing-v0", Closing)
-
-
-@pytest.fixture
-def forkserver(monkeypatch):
-    """Workers are forked from a process that has imported what takes long, once for all tests."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "gymnasium", "wandb"])
-    monkeypatch.setattr(a3c.multiprocessing, "get_context", lambda method: context)
-    return context
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """Signals do what they do to the program, also where pytest runs in the background, which ignores Ctrl-C."""
-    handlers = {signal.SIGTERM: lambda *_: sys.exit(143), signal.SIGINT: signal.default_int_handler}
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 def quick(*flags):
