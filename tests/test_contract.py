@@ -120,7 +120,8 @@ def imported(tree):
 def test_readme_agrees(name):
     """The script's number of lines, and the lines to which the README's links point."""
     readme, lines = (ROOT / "README.md").read_text(), source(name).splitlines()
-    link = rf"\[{name}\.py\]\({PATHS[name].relative_to(ROOT)}\)"
+    path = re.escape(str(PATHS[name].relative_to(ROOT)))
+    link = rf"\[{path}\]\({path}\)"
     assert re.search(link if name == "ga3c" else rf"^\| {link} \| .*? \| {len(lines)} \|", readme, re.M)
     for target, number in re.findall(rf"\[`(\w+)`\]\({name}\.py#L(\d+)\)", readme):
         assert re.match(rf"(def|class) {target}\b", lines[int(number) - 1]), f"{target} is not on line {number}"
