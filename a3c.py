@@ -270,7 +270,9 @@ def train(args):
                 history.append((global_step, episode[0]))
                 lengths.append(episode[1])
             if due:
-                speed = (global_step - start_step) / (time.perf_counter() - start_time)
+                seconds = time.perf_counter() - start_time
+                speed = (global_step - start_step) / seconds
+                metrics["charts/TPS"] = updates.value / seconds  # updates
                 log_progress(run, args, global_step, speed, history, lengths, metrics)
                 save_checkpoint(folder, args, counter.value, run.id, agent=agent, optimizer=optimizer)
 

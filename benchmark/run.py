@@ -153,7 +153,7 @@ def command_line(script, flags):
 
 def fingerprint(script):
     """A short hash of the script's code; its comments and its header do not count."""
-    tree = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(Path(importlib.util.find_spec(script).origin).read_text(encoding="utf-8"))
     return hashlib.sha256(ast.dump(ast.Module(tree.body[1:], [])).encode()).hexdigest()[:12]
 
 
