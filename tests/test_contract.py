@@ -220,11 +220,16 @@ def test_flags_from_a_file_and_from_the_environment(name, tmp_path, monkeypatch)
     assert (args.seed, args.eval_episodes, args.wandb_mode, args.wandb_project) == (8, 3, "disabled", "mine")
 
 
-def test_settings_are_flags_of_their_script(name):
+def test_settings_are_flags_of_their_script(name, capsys):
+    """And of no other, which argparse says, naming the flags."""
     module, files = import_module(name), sorted((ROOT / "settings").glob(f"{name}_*.txt"))
     assert files or name == "ga3c"
     for path in files:
         assert module.parse_args([f"@{path}"]) != module.parse_args([])
+    other = "a2c_Pendulum-v1" if name == "dqn" else "dqn_MountainCar-v0"
+    with pytest.raises(SystemExit, match="2"):
+        module.parse_args([f"@{ROOT}/settings/{other}.txt"])
+    assert "unrecognized arguments: --" in capsys.readouterr().err
 
 
 def bad_values(args):
@@ -267,6 +272,7 @@ def test_what_a_user_can_mend_ends_with_one_line(name, tmp_path, monkeypatch):
         ("--env-id", "CartPole-v99"): "CartPole",
         ("--env-id", "Nowhere/Env-v0"): "Nowhere",
         ("--env-id", "no_such_module:Env-v0"): "no_such_module",
+        ("--env-id", "ALE/Pongg-v5"): "ALE",
         ("--env-id", "probes:DictObservation-v0"): "--env-id probes:DictObservation-v0: takes .*, not .*Dict",
         ("--env-id", "probes:ImageObservation-v0"): "--env-id probes:ImageObservation-v0: takes",
         ("--env-id", "probes:MultiDiscreteAction-v0"): "--env-id probes:MultiDiscreteAction-v0: takes",
