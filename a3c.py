@@ -8,8 +8,9 @@ Paper    Mnih et al. 2016 (arXiv:1602.01783), Alg. S3, with RMSProp's statistics
 Update   L = Σ_t [-log π(a_t|s_t) (R_t - V(s_t)) + vf_coef (R_t - V(s_t))² - ent_coef H(π(·|s_t))]
          R_t = r_t + γ R_t+1 over up to num_steps steps of one episode, from V(s) after the last, 0 if it is terminal
          g = αg + (1 - α)Δθ²    θ = θ - η Δθ / √(g + ε)    Δθ = ∇L, clipped; g is 1 at first; R, R - V are constants
-Workers  each copies θ, plays, and hands Δθ over while others do the same; with one worker a seed gives the same run
-         again bit for bit, with more it does not. A checkpoint may hold weights of different moments of an update
+Workers  each copies θ, plays, and hands Δθ over, by when others have made charts/policy_lag updates; with one worker a
+         seed gives the same run again bit for bit, with more it does not. A checkpoint may hold weights of different
+         moments of an update
 Departs  an episode that a time limit cuts bootstraps from its last observation; greedy evaluation; orthogonal weights;
          tanh units for flat observations; no terminal at a lost life, sticky actions (Atari)
 Run      python a3c.py

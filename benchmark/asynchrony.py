@@ -13,14 +13,12 @@ Writes benchmark/results/asynchrony.csv, asynchrony_curves.csv and asynchrony.pn
 import argparse
 import importlib
 import os
-import sys
 from datetime import date
 from unittest import mock
 
 import numpy as np
-from run import RESULTS, ROOT, curve, fingerprint, read_csv, setting, timed_train, write_csv
+from run import RESULTS, curve, fingerprint, read_csv, setting, timed_train, write_csv
 
-sys.path.insert(0, str(ROOT / "related"))
 NUMBERS = [1, 2, 4, 8, 16]
 COMMON = "--learning-rate 1e-3 --num-steps 20 --vf-coef 0.1 --ent-coef 0.01 --max-grad-norm 40"
 CARTPOLE = "--env-id CartPole-v1 --gamma 0.98 --total-timesteps 200000 --log-interval 10000"

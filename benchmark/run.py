@@ -36,7 +36,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
-sys.path.insert(0, str(ROOT))
+PATHS = {path.stem: path for folder in (ROOT, ROOT / "related") for path in folder.glob("*.py")}
+sys.path[:0] = [str(ROOT), str(ROOT / "related")]
 processes = []  # one a seed, to end those that still run when the program ends
 
 
@@ -148,12 +149,12 @@ def run_seeds(name, script, flags, seeds, jobs):
 
 def command_line(script, flags):
     """The command as a user would type it."""
-    return shlex.join(["python", f"{script}.py", *flags])
+    return shlex.join(["python", PATHS[script].relative_to(ROOT).as_posix(), *flags])
 
 
 def fingerprint(script):
     """A short hash of the script's code; its comments and its header do not count."""
-    tree = ast.parse(Path(importlib.util.find_spec(script).origin).read_text(encoding="utf-8"))
+    tree = ast.parse(PATHS[script].read_text(encoding="utf-8"))
     return hashlib.sha256(ast.dump(ast.Module(tree.body[1:], [])).encode()).hexdigest()[:12]
 
 
@@ -276,9 +277,8 @@ def main():
     args = parser.parse_args(own)
 
     script = args.script.removesuffix(".py")
-    if not (script.isidentifier() and (ROOT / f"{script}.py").is_file()):
-        there = ", ".join(sorted(path.stem for path in ROOT.glob("*.py")))
-        parser.error(f"argument script: there is no {script}.py; there are {there}")
+    if script not in PATHS:
+        parser.error(f"argument script: there is no {script}.py; there are {', '.join(sorted(PATHS))}")
     if args.worker:
         return work(script, flags)
     if args.seeds < 1:

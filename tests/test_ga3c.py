@@ -1,5 +1,6 @@
 """related/ga3c.py: its loss and update, what crosses the pipes, the policy lag, probe environments, and faults."""
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -123,6 +124,8 @@ def test_an_update_is_a_step_on_the_sum_over_pieces(max_grad_norm):
     gradients = torch.autograd.grad(total, list(agent.parameters()))
     norm = torch.cat([g.flatten() for g in gradients]).norm().item()
     assert norm > 0.5
+    for p in agent.parameters():
+        p.grad = torch.full_like(p, 100)  # of an update before
     metrics = ga3c.update(agent, optimizer, pieces, args)
     assert metrics["losses/grad_norm"].item() == pytest.approx(norm, rel=1e-4)
     for p, old, g in zip(agent.parameters(), before, gradients, strict=True):
@@ -179,12 +182,7 @@ def test_each_agent_gets_the_action_for_its_own_observation():
     def agent(obs):
         return torch.nn.functional.one_hot(obs[:, 0].long(), 4) * 1e6, None
 
-    threads = [
-        threading.Thread(target=swallow, args=(ga3c.predict, [ours for ours, _ in pairs], agent, counts, args))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
+    threads = [start(ga3c.predict, [ours for ours, _ in pairs], agent, counts, args) for _ in range(2)]
     for turn in range(40):
         chosen = [(i + turn) % 4 for i in range(5)]
         for (_, theirs), action in zip(pairs, chosen, strict=True):
@@ -198,10 +196,29 @@ def test_each_agent_gets_the_action_for_its_own_observation():
         assert not thread.is_alive()
 
 
-def swallow(function, *args):
-    """Run it to the end of a pipe."""
-    with pytest.raises((EOFError, OSError)):
-        function(*args)
+def test_actions_are_drawn_from_the_policy():
+    counts = SimpleNamespace(updates=0, predictions=0, lock=threading.Lock(), asking=threading.Lock())
+    probabilities = torch.tensor([0.1, 0.2, 0.7])
+    (ours, theirs), drawn = multiprocessing.Pipe(), []
+    torch.manual_seed(0)
+    start(ga3c.predict, [ours], lambda obs: (probabilities.log().expand(len(obs), 3), None), counts, quick())
+    for _ in range(4000):
+        theirs.send(np.zeros(1, np.float32))
+        drawn.append(theirs.recv()[0])
+    theirs.close()
+    np.testing.assert_allclose(np.bincount(drawn) / 4000, probabilities, atol=5 * 0.5 / math.sqrt(4000))  # 5 sigma
+
+
+def start(function, *args):
+    """Run it in a thread, to the end of a pipe."""
+
+    def run():
+        with contextlib.suppress(EOFError, OSError):
+            function(*args)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 def test_trainers_learn_from_what_waits_and_count(monkeypatch):
@@ -220,6 +237,8 @@ def test_trainers_learn_from_what_waits_and_count(monkeypatch):
     for i in range(6):  # of 2 steps each, chosen before the update i and after it
         for _, sender in pipes:
             sender.send(piece([[0], [0], [0]], [0, 1], [1, 1], False, [0, min(i, 1)], (i, 2) if i % 2 else None))
+    for _, sender in pipes:
+        sender.close()
     counts = SimpleNamespace(global_step=4, updates=1, lock=threading.Lock(), collecting=threading.Lock())
     ga3c.learn([receiver for receiver, _ in pipes], None, optimizer, counts, reports, args)
     assert [len(pieces) for pieces, _ in calls] == [4, 4] and (counts.global_step, counts.updates) == (20, 3)
@@ -260,11 +279,10 @@ def test_no_lag_where_the_agent_waits_for_the_trainer():
             raise BrokenPipeError
 
     reports = SimpleNamespace(put=lambda report: lags.extend(report[2]))
-    trainer = threading.Thread(target=swallow, args=(ga3c.learn, [pieces], agent, optimizer, counts, reports, args))
-    predictor = threading.Thread(target=swallow, args=(ga3c.predict, [requests], agent, counts, args))
-    trainer.start()
-    predictor.start()
-    swallow(ga3c.play, asker, SimpleNamespace(send=send), 0, args, 0)
+    trainer = start(ga3c.learn, [pieces], agent, optimizer, counts, reports, args)
+    predictor = start(ga3c.predict, [requests], agent, counts, args)
+    with pytest.raises(BrokenPipeError):
+        ga3c.play(asker, SimpleNamespace(send=send), 0, args, 0)
     for thread, end in ((trainer, sender), (predictor, asker)):
         end.close()
         thread.join(20)
