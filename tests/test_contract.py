@@ -118,13 +118,18 @@ def imported(tree):
 
 
 def test_readme_agrees(name):
-    """The script's number of lines, and the lines to which the README's links point."""
+    """The script's number of lines in the README, and the lines to which docs/lectures.md's links point."""
     readme, lines = (ROOT / "README.md").read_text(), source(name).splitlines()
     path = re.escape(str(PATHS[name].relative_to(ROOT)))
     link = rf"\[{path}\]\({path}\)"
     assert re.search(link if name == "ga3c" else rf"^\| {link} \| .*? \| {len(lines)} \|", readme, re.M)
-    for target, number in re.findall(rf"\[`(\w+)`\]\({name}\.py#L(\d+)\)", readme):
+    lectures = (ROOT / "docs" / "lectures.md").read_text()
+    for target, number in re.findall(rf"\[`(\w+)`\]\(\.\./{path}#L(\d+)\)", lectures):
         assert re.match(rf"(def|class) {target}\b", lines[int(number) - 1]), f"{target} is not on line {number}"
+    assert len(readme.splitlines()) <= 170 and max(map(len, readme.splitlines())) <= 400
+    for page in (ROOT / "README.md", ROOT / "benchmark" / "README.md", ROOT / "docs" / "lectures.md"):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"
 
 
 def test_imports_are_allowed(name):
