@@ -2,7 +2,7 @@
 
     python benchmark/gif.py VIDEO GIF [--start S] [--seconds S] [--width W]
 
-VIDEO is what --capture-video leaves: runs/NAME/videos/eval-episode-0.mp4.
+VIDEO is what --capture-video leaves: runs/NAME/video/rl-video-episode-0.mp4.
 """
 
 import argparse

