@@ -291,7 +291,7 @@ def test_no_lag_where_the_agent_waits_for_the_trainer():
 
 
 def test_lag_with_many_agents(forkserver):
-    _, history, rows = run("--num-agents 4 --num-steps 4 --total-timesteps 4000 --log-interval 1000")
+    _, history, rows = run("--num-agents 4 --num-steps 4 --total-timesteps 2000 --log-interval 500")
     assert history and len(rows) == 4
     assert all(row["charts/policy_lag"] > 0.5 for row in rows)
     assert all(row["charts/PPS"] > row["charts/TPS"] > 0 for row in rows)
@@ -304,23 +304,23 @@ PROBE = "--num-agents 2 --num-steps 8 --learning-rate 0.003 --rmsprop-decay 0.9 
 
 
 @pytest.mark.parametrize(
-    ("env_id", "values"),
+    ("env_id", "steps", "values"),
     [
-        ("ConstantReward-v0", {0: 1}),
-        ("ObservationReward-v0", {-1: -1, 1: 1}),
-        ("DelayedReward-v0", {0: 0.9, 1: 1}),
-        ("EndlessReward-v0", {0: 10}),  # 1 / (1 - γ), though every episode is cut after 5 steps, of sum 4.1
+        ("ConstantReward-v0", 1000, {0: 1}),
+        ("ObservationReward-v0", 1500, {-1: -1, 1: 1}),
+        ("DelayedReward-v0", 3000, {0: 0.9, 1: 1}),
+        ("EndlessReward-v0", 6000, {0: 10}),  # 1 / (1 - γ), though every episode is cut after 5 steps, of sum 4.1
     ],
 )
-def test_probes_of_values(env_id, values, forkserver):
-    agent, _, _ = run(PROBE, f"probes:{env_id} --total-timesteps 6000")
+def test_probes_of_values(env_id, steps, values, forkserver):
+    agent, _, _ = run(PROBE, f"probes:{env_id} --total-timesteps {steps}")
     estimates = agent(torch.tensor([[float(obs)] for obs in values]))[1]
     assert estimates.tolist() == pytest.approx(list(values.values()), rel=0.03)
 
 
 @pytest.mark.parametrize("env_id", ["ActionReward-v0", "ObservationActionReward-v0"])
 def test_probes_of_actions(env_id, forkserver):
-    agent, _, _ = run(PROBE, f"probes:{env_id} --total-timesteps 4000")
+    agent, _, _ = run(PROBE, f"probes:{env_id} --total-timesteps 1000")
     assert ga3c.evaluate(agent, quick("--env-id", env_id), 20) == [1.0] * 20
 
 
