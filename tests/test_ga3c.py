@@ -174,6 +174,15 @@ def test_pieces_are_what_happened_in_order():
     assert [obs.tolist() for obs in requests.sent[: len(asked)]] == asked
 
 
+def test_atari_s_rewards_are_clipped_to_learn_from_and_reported_raw(monkeypatch):
+    make_env = ga3c.make_env
+    monkeypatch.setattr(ga3c, "make_env", lambda args: make_env(quick("--env-id Clock-v0")))
+    pieces = Pipes(limit=1)
+    with pytest.raises(BrokenPipeError):
+        ga3c.play(Pipes(lambda obs: (0, 0)), pieces, 0, quick("--env-id ALE/Clock-v0 --num-steps 9"), 0)
+    assert pieces.sent[0][2] == [1.0, 1.0, 1.0] and pieces.sent[0][-1] == (10 + 20 + 30, 3)
+
+
 def test_each_agent_gets_the_action_for_its_own_observation():
     """Many agents, two predictors: logits that leave no choice, and the version of the weights."""
     counts = SimpleNamespace(updates=7, predictions=0, lock=threading.Lock(), asking=threading.Lock())
