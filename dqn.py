@@ -5,7 +5,7 @@
 """DQN: deep Q-learning with experience replay and a target network.
 
 Papers   Mnih et al. 2015 (doi:10.1038/nature14236), Alg. 1; --double: van Hasselt et al. 2016 (arXiv:1509.06461);
-         --dueling: Wang et al. 2016 (arXiv:1511.06581), eq. 9
+         --dueling: Wang et al. 2016 (arXiv:1511.06581), eq. 9; --network nips: Mnih et al. 2013 (arXiv:1312.5602)
 Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the replay buffer    an Adam step each, ∇L clipped
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          y is a constant; Q⁻ is Q as it was at the last multiple of target_update_interval

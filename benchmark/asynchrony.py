@@ -5,8 +5,9 @@
 CartPole-v1 with 1, 2, 4, 8 and 16 environments: return, steps/s, updates/s, states through the network per second, and
 the policy lag, the number of updates between the weights that chose an action and those that learn from it (PAAC has
 none: nobody plays while it learns). Pong with 8 environments for a few minutes: the same without the return.
-Equal are learning rate, t_max, discount, loss weights, ε, and the number of steps; the losses are sums over time, in
-a3c.py over one rollout, in ga3c.py over the pieces of a batch, in paac_gpu.py a mean over environments.
+Equal are learning rate, t_max, discount, loss weights and number of steps, not the first weights and RMSProp's form.
+The losses are sums over time, in a3c.py over one rollout, in ga3c.py over the pieces of a batch, in paac_gpu.py a mean
+over environments.
 Writes benchmark/results/asynchrony.csv, asynchrony_curves.csv and asynchrony.png.
 """
 
