@@ -40,7 +40,15 @@ class Hang(probes.Probe):
 
 
 class Closing(probes.ConstantReward):
-    """It says when it is closed."""
+    """It says when it has been played for a while, and when it is closed."""
+
+    steps = 0
+
+    def play(self, action):
+        self.steps += 1
+        if self.steps == 80:
+            print("played", flush=True)
+        return super().play(action)
 
     def close(self):
         print("closed", flush=True)
@@ -503,10 +511,10 @@ def test_a_signal_while_a_worker_is_started_is_not_lost(signum, error, monkeypat
 
 def test_faults_in_the_shell_leave_no_process():
     """Each in a run of its own, side by side."""
-    faults = {  # environment, when, what, exit code
-        "Ctrl-C early": ("CartPole-v1", "a3c.py", lambda process: os.killpg(process.pid, signal.SIGINT), 130),
-        "SIGTERM": ("test_a3c:Closing-v0", "step", subprocess.Popen.terminate, 143),
-        "parent killed": ("test_a3c:Hang-v0", "step", subprocess.Popen.kill, -9),
+    faults = {  # environment, after which lines, what, exit code
+        "Ctrl-C early": ("CartPole-v1", ["a3c.py"], lambda process: os.killpg(process.pid, signal.SIGINT), 130),
+        "SIGTERM": ("test_a3c:Closing-v0", ["played", "played"], subprocess.Popen.terminate, 143),  # of both workers
+        "parent killed": ("test_a3c:Hang-v0", ["step"], subprocess.Popen.kill, -9),
     }
     flags = "--total-timesteps 100000000 --log-interval 80 --wandb-mode disabled --env-id".split()
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -517,8 +525,9 @@ def test_faults_in_the_shell_leave_no_process():
             command = [sys.executable, ROOT / "a3c.py", *flags, env_id, "--run-dir", fault]
             runs.append(stack.enter_context(subprocess.Popen(command, **options)))
             stack.callback(runs[-1].kill)  # if it still runs, as a check has failed
-        for process, (_, when, strike, _) in zip(runs, faults.values(), strict=True):
-            next(line for line in process.stdout if line.startswith(when))
+        for process, (_, lines, strike, _) in zip(runs, faults.values(), strict=True):
+            for expected in lines:
+                next(line for line in process.stdout if line.startswith(expected))
             time.sleep(0.5)  # in which the workers import, play or begin to hang
             strike(process)
         for process, (fault, (*_, code)) in zip(runs, faults.items(), strict=True):
