@@ -1,31 +1,297 @@
-"""Hold a2c.py against Stable-Baselines3's A2C: the same numbers, the speed, the learning; learning curves of peers.
+"""Hold the scripts against other people's programs, and against the environments alone.
 
-    python benchmark/peers.py agreement    equal data and weights -> equal advantages, returns and updates; 10 seconds
-    python benchmark/peers.py speed        steps/s on CartPole-v1 at equal settings, in turns; 15 seconds a round
-    python benchmark/peers.py learning     evaluation on CartPole-v1 after equal steps, in turns; 10 seconds a seed
-    python benchmark/peers.py curves       returns on CartPole-v1 of its A2C and DQN and of minimalRL's REINFORCE,
-                                           each with its authors' settings; two minutes a seed
+    python benchmark/peers.py speed        steps/s in turns, in 5 rounds of some 4 minutes; --only a2c for one script
+    python benchmark/peers.py curves       returns on CartPole-v1, each with its authors' settings; 5 minutes a seed
+    python benchmark/peers.py agreement    a2c.py and Stable-Baselines3: equal data and weights -> equal updates
+    python benchmark/peers.py today        how the programs of other repositories end on today's libraries; 5 minutes
 
-It needs the versions listed in PINS. An interpreter that has them is used as it is; any other one makes a virtual
-environment at benchmark/.venv-sb3 first (once, some minutes of downloading) and goes on there. speed and learning write
-benchmark/results/a2c_speed.csv and a2c_learning.csv, row by row, and run only what is missing there; curves writes
-peers_curves.csv anew.
+Virtual environments are made at benchmark/.venv-NAME where they are missing, from PINS (once, some minutes of
+downloading), and SOURCES cloned into benchmark/.venv-sources; a clone that lies there already is taken as it is. All
+but `today` goes on in that of Stable-Baselines3. Each program runs in a process of its own, with one thread where the
+network is tiny. Results: speeds.csv, peers_curves.csv and peers_today.csv in benchmark/results.
 """
 
 import argparse
-import importlib.metadata
+import functools
+import importlib
+import multiprocessing
+import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import venv
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 from unittest import mock
 
-PINS = {"stable-baselines3": "2.9.2", "torch": "2.13.0", "gymnasium": "1.4.0", "numpy": "2.4.6", "wandb": "0.31.0"}
-TOLERANCE = 1e-5
-HERE = Path(__file__).resolve().parent
-EQUAL = {  # hyper-parameters that both libraries call by the same names, in agreement and speed
+import numpy as np
+from run import RESULTS, ROOT, fingerprint, read_csv, setting, timed_train, write_csv
+
+PINS = {
+    "sb3": "stable-baselines3==2.9.2 torch==2.13.0 gymnasium==1.4.0 numpy==2.4.6 wandb==0.31.0 ale-py==0.12.1 "
+    "opencv-python-headless==4.13.0.92",
+    "cleanrl": "torch==2.4.1 gymnasium==0.29.1 numpy==1.24.4 tyro==0.5.10 tensorboard==2.11.2 protobuf==3.20.3 "
+    "psutil==5.9.5 setuptools==67.7.2",  # its own
+    "today": "torch==2.13.0 gymnasium[classic-control,atari]==1.4.0 gym==0.26.2 numpy==2.4.6 opencv-python-headless "
+    "tyro tensorboard setuptools<81",
+}
+SOURCES = {
+    "vwxyzjn/cleanrl": "fe8d8a03c41a7ef5b523e2e354bd01c363e786bb",
+    "seungeunrho/minimalRL": "c8efed8481e3cd40e9739cfde220a55522555b57",
+    "ikostrikov/pytorch-a3c": "48d95844755e2c3e2c7e48bbd1a7141f7212b63f",
+    "Alfredvc/paac": "a8bb99360e6df2069bde18486b615904fc190a51",
+}
+
+
+def interpreter(name):
+    """The Python of benchmark/.venv-NAME, which is made unless it is there."""
+    folder, pins = ROOT / "benchmark" / f".venv-{name}", PINS[name]
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    complete = folder / "complete.txt"  # written last: an installation that was interrupted starts again
+    if not complete.exists() or complete.read_text() != pins:
+        if name == "cleanrl" and sys.version_info >= (3, 12):
+            sys.exit("peers.py: numpy 1.24.4, which CleanRL pins, needs Python 3.11")
+        print(f"making benchmark/{folder.name} with {pins}: some minutes, once", flush=True)
+        venv.create(folder, clear=True, with_pip=True)
+        if subprocess.run([python, "-m", "pip", "install", "--quiet", *pins.split()]).returncode:
+            sys.exit("peers.py: pip failed, see above; the same command tries again")
+        complete.write_text(pins)
+    return python
+
+
+def source(repository):
+    """The folder of a clone of a repository at its commit."""
+    folder, commit = ROOT / "benchmark" / ".venv-sources" / repository.split("/")[1], SOURCES[repository]
+    if not folder.exists():
+        clone = subprocess.run(["git", "clone", "--quiet", f"https://github.com/{repository}", folder])
+        if clone.returncode or subprocess.run(["git", "-C", folder, "checkout", "--quiet", commit]).returncode:
+            sys.exit(f"peers.py: git failed, see above; or put {repository} at {commit[:7]} into {folder}")
+    return folder
+
+
+# The programs: each plays so many steps -> [(steps, seconds, return)], one an episode, and steps/s.
+
+
+def ours(flags, script):
+    """A script of ours -> None, its transitions/s; the reset row after an episode is none."""
+    module = importlib.import_module(script)
+    with mock.patch.object(module, "log_progress") as log:
+        run = timed_train(module, [*flags.split(), "--eval-episodes", "0"])
+    resets = len(run.history) if script in ("a2c", "dqn", "paac_gpu") else 0
+    return None, log.call_args.args[3] * (1 - resets / run.steps)
+
+
+def learned(model, steps):
+    """Stable-Baselines3's learn."""
+    episodes, start = [], time.perf_counter()
+
+    def note(local, _):
+        for info in local["infos"]:
+            if "episode" in info:
+                episodes.append((local["self"].num_timesteps, time.perf_counter() - start, info["episode"]["r"]))
+        return True  # go on
+
+    model.learn(steps, callback=note, log_interval=None)
+    return episodes, model.num_timesteps / (time.perf_counter() - start)
+
+
+def sb3_a2c(steps, seed, equal=False):
+    """Its A2C on CartPole-v1 with the zoo's settings, or with the network, optimizer and settings of a2c.py, 8 x 5."""
+    import torch
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)
+    settings = {"ent_coef": 0.0}
+    if equal:
+        _, optimizer, _ = our_updates(discrete_space(), EQUAL)  # also warms up
+        settings = EQUAL | {"n_steps": 5, "use_rms_prop": False, "policy_kwargs": policy_like_ours(optimizer)}
+    envs = make_vec_env("CartPole-v1", 8, seed=seed)
+    return learned(A2C("MlpPolicy", envs, seed=seed, device="cpu", **settings), steps)
+
+
+def sb3_dqn(steps, seed):
+    """Its DQN on CartPole-v1 with hyperparams/dqn.yml of github.com/DLR-RM/rl-baselines3-zoo."""
+    import torch
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)
+    zoo = {"learning_rate": 2.3e-3, "batch_size": 64, "buffer_size": 100_000, "learning_starts": 1_000, "gamma": 0.99}
+    zoo |= {"target_update_interval": 10, "train_freq": 256, "gradient_steps": 128, "exploration_fraction": 0.16}
+    zoo |= {"exploration_final_eps": 0.04, "policy_kwargs": {"net_arch": [256, 256]}}
+    return learned(DQN("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=seed), seed=seed, device="cpu", **zoo), steps)
+
+
+def sb3_pong(steps, seed):
+    """Its A2C on Pong with 32 games x 5 steps, as its user makes them: make_atari_env, Nature network."""
+    import ale_py
+    import gymnasium as gym
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    gym.register_envs(ale_py)
+    envs = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=32, seed=seed), n_stack=4)
+    model = A2C("CnnPolicy", envs, n_steps=5, device="cpu", seed=seed)
+    model.learn(640)  # to warm up
+    return learned(model, steps)
+
+
+def minimal_reinforce(steps, seed, learning_rate=0.0002, gamma=0.98):
+    """REINFORCE.py of github.com/seungeunrho/minimalRL (MIT licence), brought to Gymnasium.
+
+    It has one environment, a distribution and a backward pass a step, and an Adam step an episode.
+    """
+    import gymnasium as gym
+    import torch
+    from torch.distributions import Categorical
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    policy = torch.nn.Sequential(torch.nn.Linear(4, 128), torch.nn.ReLU(), torch.nn.Linear(128, 2))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate)
+    env, episodes, played, start = gym.make("CartPole-v1"), [], 0, time.perf_counter()
+    obs, _ = env.reset(seed=seed)
+    while played < steps:
+        data, done = [], False
+        while not done:
+            probs = policy(torch.from_numpy(obs)).softmax(-1)
+            action = Categorical(probs).sample()
+            obs, reward, terminated, truncated, _ = env.step(action.item())
+            data.append((reward, probs[action]))
+            done = terminated or truncated
+        g = 0.0
+        optimizer.zero_grad()
+        for reward, prob in data[::-1]:
+            g = reward + gamma * g
+            loss = -torch.log(prob) * g
+            loss.backward()
+        optimizer.step()
+        played += len(data)
+        episodes.append((played, time.perf_counter() - start, sum(reward for reward, _ in data)))
+        obs, _ = env.reset()
+    return episodes, played / (time.perf_counter() - start)
+
+
+def minimal_a3c(steps, seed, gamma=0.98):
+    """One worker of minimalRL's a3c.py, brought to Gymnasium; it clears its local gradients, which torch 2 would keep.
+
+    It has a distribution a step, an update each 5 steps and a hidden layer of 256.
+    """
+    import gymnasium as gym
+    import torch
+    from torch import nn
+    from torch.distributions import Categorical
+    from torch.nn import functional as F
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc_pi, self.fc_v = nn.Linear(4, 256), nn.Linear(256, 2), nn.Linear(256, 1)
+
+        def pi(self, x, softmax_dim=0):
+            return F.softmax(self.fc_pi(F.relu(self.fc1(x))), dim=softmax_dim)
+
+        def v(self, x):
+            return self.fc_v(F.relu(self.fc1(x)))
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    shared_agent, agent = Network().share_memory(), Network()
+    agent.load_state_dict(shared_agent.state_dict())
+    optimizer = torch.optim.Adam(shared_agent.parameters(), lr=0.0002)
+    env, played = gym.make("CartPole-v1"), 0
+    env.reset(seed=seed)
+    start = time.perf_counter()
+    while played < steps:
+        obs, done = env.reset()[0], False
+        while not done:
+            observations, actions, rewards = [], [], []
+            while len(rewards) < 5 and not done:
+                action = Categorical(agent.pi(torch.from_numpy(obs).float())).sample().item()
+                next_obs, reward, terminated, truncated, _ = env.step(action)
+                done = terminated or truncated
+                observations.append(obs)
+                actions.append([action])
+                rewards.append(reward / 100.0)
+                obs = next_obs
+            played += len(rewards)
+            total, targets = 0.0 if terminated else agent.v(torch.tensor(obs, dtype=torch.float)).item(), []
+            for reward in rewards[::-1]:
+                total = gamma * total + reward
+                targets.append([total])
+            batch, target = torch.tensor(np.array(observations)), torch.tensor(targets[::-1])
+            advantage = target - agent.v(batch)
+            chosen = agent.pi(batch, softmax_dim=1).gather(1, torch.tensor(actions))
+            loss = -torch.log(chosen) * advantage.detach() + F.smooth_l1_loss(agent.v(batch), target.detach())
+            optimizer.zero_grad()
+            agent.zero_grad()
+            loss.mean().backward()
+            for shared_p, p in zip(shared_agent.parameters(), agent.parameters(), strict=True):
+                shared_p._grad = p.grad
+            optimizer.step()
+            agent.load_state_dict(shared_agent.state_dict())
+    return None, played / (time.perf_counter() - start)
+
+
+def cleanrl_dqn(steps, seed):
+    """CleanRL's dqn.py on CartPole-v1 as it is, in the versions that it pins; its own clock starts with its loop."""
+    folder = source("vwxyzjn/cleanrl")
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [interpreter("cleanrl"), "-W", "ignore", folder / "cleanrl/dqn.py", "--no-cuda"]
+    command += ["--total-timesteps", str(steps), "--seed", str(seed)]
+    with tempfile.TemporaryDirectory() as empty:
+        result = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"peers.py: CleanRL failed: {result.stderr.strip().splitlines()[-1]}")
+    speed = float(re.findall(r"SPS: (\d+)", result.stdout)[-1])
+    episodes = re.findall(r"global_step=(\d+), episodic_return=\[?([\d.]+)", result.stdout)
+    return [(int(step), int(step) / speed, float(value)) for step, value in episodes], speed
+
+
+def taxi_alone(steps, seed):
+    """Random actions, drawn beforehand, in Taxi-v4."""
+    import gymnasium as gym
+
+    env = gym.make("Taxi-v4")
+    env.reset(seed=seed)
+    actions = np.random.default_rng(seed).integers(env.action_space.n, size=steps).tolist()
+    start = time.perf_counter()
+    for action in actions:
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset()
+    return None, steps / (time.perf_counter() - start)
+
+
+def pong_alone(steps, seed):
+    """Random actions in the 32 games of paac_gpu.py."""
+    import paac_gpu
+
+    envs = paac_gpu.make_envs(paac_gpu.parse_args([]), 32)
+    envs.reset(seed=seed)
+    actions = np.random.default_rng(seed).integers(envs.single_action_space.n, size=(steps // 32, 32))
+    start = time.perf_counter()
+    for action in actions:
+        envs.step(action)
+    return None, actions.size / (time.perf_counter() - start)
+
+
+def fresh(program, *args, **kwargs):
+    """Call it in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(program, *args, **kwargs).result()
+
+
+# Speed and learning
+
+
+EQUAL = {  # hyper-parameters that a2c.py and Stable-Baselines3 call by the same names
     "learning_rate": 0.002,
     "gamma": 0.99,
     "gae_lambda": 0.9,
@@ -33,6 +299,73 @@ EQUAL = {  # hyper-parameters that both libraries call by the same names, in agr
     "ent_coef": 0.1,  # enough to be seen where it is wrong, as Adam divides the size of a gradient away
     "max_grad_norm": 0.5,
 }
+AS_CLEANRL = (  # its dqn.py's defaults in our flags; its learning rate stays, where ours falls to 0
+    "--num-envs 1 --hidden-sizes 120 84 --learning-rate 0.00025 --gamma 0.99 --buffer-size 10000 "
+    "--batch-size 128 --learning-starts 10000 --train-interval 10 --gradient-steps 1 --target-update-interval 500 "
+    "--epsilon-start 1 --epsilon-end 0.05 --epsilon-steps 50000 --max-grad-norm 1000000 --log-interval 2000"
+)
+A2C = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in EQUAL.items()) + " --num-envs 8 --num-steps 5"
+PSI = "--psi reward_to_go"
+PAAC = "--num-envs 32 --num-steps 5 --device cpu"
+equal_a2c = functools.partial(sb3_a2c, equal=True)
+CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
+    ("Q-learning, Taxi-v4", "environment alone"): ("tabular_q", "", 200_000, taxi_alone),
+    ("REINFORCE, 64 environments", "minimalRL"): ("reinforce", PSI, 40_000, minimal_reinforce),
+    ("REINFORCE, 1 environment", "minimalRL"): ("reinforce", f"{PSI} --num-envs 1", 40_000, minimal_reinforce),
+    ("DQN, CleanRL's settings", "CleanRL"): ("dqn", AS_CLEANRL, 100_000, cleanrl_dqn),
+    ("A2C, equal settings, 8 environments", "Stable-Baselines3"): ("a2c", A2C, 125_000, equal_a2c),
+    ("A3C, 1 worker, updates of 20 steps", "minimalRL"): ("a3c", "--num-workers 1", 30_000, minimal_a3c),
+    ("A3C, 1 worker, updates of 5 steps", "minimalRL"): ("a3c", "--num-workers 1 --num-steps 5", 30_000, minimal_a3c),
+    ("PAAC, Pong, equal network", "Stable-Baselines3"): ("paac_gpu", f"{PAAC} --network nature", 16_000, sb3_pong),
+    ("PAAC, Pong, default network", "Stable-Baselines3"): ("paac_gpu", PAAC, 16_000, sb3_pong),
+    ("PAAC, Pong, default network, --bf16", "Stable-Baselines3"): ("paac_gpu", f"{PAAC} --bf16", 16_000, sb3_pong),
+    ("PAAC, Pong, default network", "emulators alone"): ("paac_gpu", PAAC, 16_000, pong_alone),
+}
+
+
+def speed(args):
+    """All contests in turns, round by round -> speeds.csv; a program with two contests runs once a round."""
+    play = functools.cache(lambda program, *args: round(fresh(program, *args)[1]))
+    rows = [row for row in read_csv(RESULTS / "speeds.csv") if args.only not in (None, row["script"])]
+    for number in range(1, args.rounds + 1):
+        for (contest, peer), (script, flags, steps, program) in CONTESTS.items():
+            if args.only not in (None, script):
+                continue
+            flags = f"{flags} --total-timesteps {steps} --seed {number}"
+            row = {"round": number, "contest": contest, "peer": peer, "script": script, "flags": flags}
+            row |= {"ours": play(ours, flags, script), "theirs": play(program, steps, number)}
+            rows.append(row | {"code": fingerprint(script), "date": date.today()} | setting())
+            ratio = row["ours"] / row["theirs"]
+            print(f"round {number}  {contest}: {row['ours']:,}, {peer} {row['theirs']:,}: {ratio:.2f}", flush=True)
+            write_csv(RESULTS / "speeds.csv", rows)
+
+
+def curves(args):
+    """The mean return of the last 100 training episodes at 100 times of each run -> peers_curves.csv."""
+    contests = {
+        ("reinforce", "minimalRL"): (minimal_reinforce, 200_000),
+        ("dqn", "CleanRL"): (cleanrl_dqn, 500_000),
+        ("dqn", "Stable-Baselines3"): (sb3_dqn, 50_000),
+        ("a2c", "Stable-Baselines3"): (sb3_a2c, 500_000),
+    }
+    rows = []
+    for seed in range(1, args.seeds + 1):
+        for (script, peer), (program, num_steps) in contests.items():
+            steps, seconds, returns = np.array(fresh(program, num_steps, seed)[0]).T
+            for i in np.unique(np.linspace(0, len(returns) - 1, 100).astype(int)):
+                row = {"script": script, "peer": peer, "seed": seed, "global_step": int(steps[i])}
+                row |= {
+                    "seconds": round(seconds[i], 3),
+                    "mean_return": round(returns[max(0, i - 99) : i + 1].mean(), 2),
+                }
+                rows.append(row | setting() | {"date": date.today()})
+            print(f"seed {seed}  {peer} {script}: {rows[-1]['mean_return']} after {seconds[-1]:.0f} s", flush=True)
+            write_csv(RESULTS / "peers_curves.csv", rows)
+
+
+# Agreement of a2c.py and Stable-Baselines3
+
+
 NUM_VALID = 8  # transitions per environment and rollout of the scripted environment
 ENDS = [  # per environment: after which transitions an episode ends. Each rollout of 8 has one reset row in all of them
     {3: "terminated", 13: "truncated"},  # an episode goes across the end of the first rollout
@@ -42,59 +375,14 @@ ENDS = [  # per environment: after which transitions an episode ends. Each rollo
 ]
 
 
-def versions_fit():
-    """Whether this interpreter has the versions of PINS."""
-    try:
-        return all(importlib.metadata.version(name).split("+")[0] == pin for name, pin in PINS.items())
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-if versions_fit():  # otherwise main goes on in an environment that has them
-    import gymnasium as gym
-    import numpy as np
-    import torch
-    from reinforce_speed import minimal
-    from run import RESULTS, ROOT, fingerprint, read_csv, setting, timed_train, write_csv
-    from stable_baselines3 import A2C, DQN
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    import a2c
-    import reinforce
-
-ZOO = {  # Stable-Baselines3's DQN on CartPole-v1: hyperparams/dqn.yml of github.com/DLR-RM/rl-baselines3-zoo
-    "learning_rate": 2.3e-3,
-    "batch_size": 64,
-    "buffer_size": 100_000,
-    "learning_starts": 1_000,
-    "gamma": 0.99,
-    "target_update_interval": 10,
-    "train_freq": 256,
-    "gradient_steps": 128,
-    "exploration_fraction": 0.16,
-    "exploration_final_eps": 0.04,
-    "policy_kwargs": {"net_arch": [256, 256]},
-}
-
-
-def run_in_own_venv():
-    """Make benchmark/.venv-sb3 unless it is there, and run this command in it."""
-    folder = HERE / ".venv-sb3"
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    complete = folder / "complete.txt"  # written last: an installation that was interrupted starts again
-    pins = [f"{name}=={pin}" for name, pin in PINS.items()]
-    if not complete.exists() or complete.read_text().split() != pins:
-        print(f"making benchmark/{folder.name} with {', '.join(pins)}: some minutes, once", flush=True)
-        venv.create(folder, clear=True, with_pip=True)
-        if subprocess.run([python, "-m", "pip", "install", "--quiet", *pins]).returncode:
-            sys.exit("peers.py: pip failed, see above; the same command tries again")
-        complete.write_text(" ".join(pins))
-    sys.exit(subprocess.run([python, __file__, *sys.argv[1:]]).returncode)
+def discrete_space(n=2):
+    """So many discrete actions."""
+    return importlib.import_module("gymnasium").spaces.Discrete(n)
 
 
 def scripted(space):
     """A class of environments whose observations, rewards and ENDS follow from the first seed, whatever the actions."""
+    import gymnasium as gym
 
     class Scripted(gym.Env):
         observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
@@ -117,40 +405,39 @@ def scripted(space):
     return Scripted
 
 
-def flags(**settings):
-    """Keyword arguments -> flags of a2c.py."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-
-
 def shared_body(obs_space):
     """The body of a2c.py's network as Stable-Baselines3's features extractor, which its actor and critic share."""
-    body = a2c.ActorCritic(obs_space, gym.spaces.Discrete(2)).body
+    body = importlib.import_module("a2c").ActorCritic(obs_space, discrete_space()).body
     body.features_dim = body[2].out_features
     return body
 
 
 def policy_like_ours(optimizer):
     """policy_kwargs with which Stable-Baselines3's network and optimizer are those of a2c.py."""
-    names = "betas", "eps", "weight_decay", "amsgrad"
+    adam = {name: optimizer.defaults[name] for name in ("betas", "eps", "weight_decay", "amsgrad")}
     network = {"features_extractor_class": shared_body, "net_arch": []}  # nothing between the body and the two heads
-    adam = {name: optimizer.defaults[name] for name in names}
     return network | {"optimizer_class": type(optimizer), "optimizer_kwargs": adam}
 
 
 def parameter_pairs(agent, policy):
     """(ours, theirs) for each tensor of two networks of one form; log_std is there where actions are continuous."""
     heads = (agent.actor, policy.action_net), (agent.critic, policy.value_net)
-    for ours, theirs in ((agent.body, policy.features_extractor), *heads):
-        yield from zip(ours.parameters(), theirs.parameters(), strict=True)
+    for mine, theirs in ((agent.body, policy.features_extractor), *heads):
+        yield from zip(mine.parameters(), theirs.parameters(), strict=True)
     if not agent.discrete:
         yield agent.log_std, policy.log_std
 
 
 def our_updates(space, settings):
     """a2c.py's train on two rollouts of the scripted environment -> agent, optimizer, a dict of arrays per update."""
+    import gymnasium as gym
+    import torch
+
+    import a2c
+
     gym.registry.pop("Scripted-v0", None)
     gym.register("Scripted-v0", scripted(space))
-    records, update = [], a2c.update
+    records, optimizers, update = [], [], a2c.update
 
     def recorded_update(agent, optimizer, observations, actions, rewards, terminateds, dones, valids, args):
         def real(x):  # what is not a reset row, as Stable-Baselines3 has none: (NUM_VALID, num_envs, ...)
@@ -163,19 +450,30 @@ def our_updates(space, settings):
         metrics = update(agent, optimizer, observations, actions, rewards, terminateds, dones, valids, args)
         record["after"] = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
         records.append(record)
-        recorded_update.optimizer = optimizer
+        optimizers.append(optimizer)
         return metrics
 
-    num_envs, num_steps = len(ENDS), NUM_VALID + 1  # one of them is the reset row
-    sizes = flags(num_envs=num_envs, num_steps=num_steps, total_timesteps=2 * num_envs * num_steps)
-    rest = flags(env_id="Scripted-v0", seed=0, eval_episodes=0, **settings)
+    sizes = {"num_envs": len(ENDS), "num_steps": NUM_VALID + 1}  # one of them is the reset row
+    sizes |= {
+        "total_timesteps": 2 * len(ENDS) * (NUM_VALID + 1),
+        "env_id": "Scripted-v0",
+        "seed": 0,
+        "eval_episodes": 0,
+    }
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (sizes | settings).items()]
     with mock.patch.object(a2c, "update", recorded_update):
-        run = timed_train(a2c, [*sizes, *rest])
-    return run.agent, recorded_update.optimizer, records
+        run = timed_train(a2c, flags)
+    return run.agent, optimizers[0], records
 
 
 def compare(label, space, settings):
     """Both libraries on the scripted environment with equal weights and actions -> the largest difference, printed."""
+    import torch
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    import a2c
+
     agent, optimizer, records = our_updates(space, settings)
     envs = DummyVecEnv([scripted(space)] * len(ENDS))
     kwargs = settings | {"n_steps": NUM_VALID, "use_rms_prop": False, "policy_kwargs": policy_like_ours(optimizer)}
@@ -186,8 +484,8 @@ def compare(label, space, settings):
     policy, their_train = model.policy, model.train
     agent.load_state_dict(records[0]["before"])
     with torch.no_grad():
-        for ours, theirs in parameter_pairs(agent, policy):
-            theirs.copy_(ours)
+        for mine, theirs in parameter_pairs(agent, policy):
+            theirs.copy_(mine)
     actions, updates, worst = iter(np.concatenate([record["actions"] for record in records])), iter(records), []
 
     def forward(obs, deterministic=False):
@@ -205,192 +503,86 @@ def compare(label, space, settings):
         agent.load_state_dict(record["after"])
         gaps.append(max(float((a - b).detach().abs().max()) for a, b in parameter_pairs(agent, policy)))
         worst.append(np.max(gaps))
-        shown = "  ".join(f"{gap:10.1e}" for gap in gaps)
-        print(f"{label}  rollout {len(worst)}  {shown}  {moved:10.1e}", flush=True)
+        print(f"{label}  rollout {len(worst)}", *(f"{gap:11.1e}" for gap in [*gaps, moved]), flush=True)
 
     policy.forward, model.train = forward, train
     model.learn(len(records) * NUM_VALID * len(ENDS), log_interval=None)
     return np.max(worst)
 
 
-def agreement(args):
-    """Largest differences between the two libraries; exit code 1 if any is above TOLERANCE."""
+def agreement(_):
+    """Largest differences between the two libraries; exit code 1 if any is above 1e-5."""
+    import gymnasium as gym
+
     print("two rollouts in turn, with terminal states, time limits and episodes that go on across the rollouts' end;")
     print("the largest absolute differences, and how far the update moved the weights:")
-    print(f"{'':38}advantages     returns     weights    moved by")
-    discrete, continuous = gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (2,), np.float32)
+    print(f"{'':30}  advantages     returns     weights    moved by")
     worst = [
-        compare("discrete,   λ = 0.9", discrete, EQUAL),
-        compare("discrete,   λ = 1  ", discrete, EQUAL | {"gae_lambda": 1.0}),
-        compare("continuous, λ = 0.9", continuous, EQUAL),
+        compare("discrete,   λ = 0.9", discrete_space(3), EQUAL),
+        compare("discrete,   λ = 1  ", discrete_space(3), EQUAL | {"gae_lambda": 1.0}),
+        compare("continuous, λ = 0.9", gym.spaces.Box(-1, 1, (2,), np.float32), EQUAL),
     ]
-    agree = np.max(worst) <= TOLERANCE  # False for NaN too
-    print(
-        f"{'agreement' if agree else 'NO AGREEMENT'}: largest difference {np.max(worst):.1e}, allowed {TOLERANCE:.0e}"
-    )
-    sys.exit(0 if agree else 1)
+    if not np.max(worst) <= 1e-5:  # so for NaN too
+        sys.exit(f"NO AGREEMENT: largest difference {np.max(worst):.1e}, allowed 1e-5")
+    print(f"agreement: largest difference {np.max(worst):.1e}, allowed 1e-5")
 
 
-def their_model(num_envs, seed, **kwargs):
-    """Stable-Baselines3's A2C on CartPole-v1, as its user makes it: MlpPolicy, make_vec_env, no logging."""
-    return A2C("MlpPolicy", make_vec_env("CartPole-v1", num_envs, seed=seed), seed=seed, device="cpu", **kwargs)
+# Other repositories on today's libraries
 
 
-def timed_learn(model, steps):
-    """Its learn -> seconds."""
-    start = time.perf_counter()
-    model.learn(steps, log_interval=None)
-    return time.perf_counter() - start
+def ending(command, folder):
+    """Run a command in a folder for a minute at most -> how it ended: its first error, or that it runs."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "SDL_VIDEODRIVER": "dummy", "PYTHONWARNINGS": "ignore"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
+    try:
+        output, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+        output, _ = process.communicate()
+        process.returncode = 0
+    if error := re.search(r"^[\w.]+(Error|NotFound): .*", output, re.MULTILINE):
+        return error[0]  # the first, in a worker too: others follow from it, or the program waits for ever
+    return "runs" if process.returncode == 0 else f"exit code {process.returncode}"
 
 
-def stored(path, same):
-    """The rows that an earlier run left, which must have been measured in the same way."""
-    rows = read_csv(path)
-    for row in rows:
-        for name, value in same.items():
-            if row[name] != str(value):
-                sys.exit(f"peers.py: {path.relative_to(ROOT)} has {name} {row[name]}, not {value}: remove it first")
-    return rows
-
-
-def speed(args):
-    """In each round ours and theirs at 8 x 5 and ours at 64 x 16, in turns -> a2c_speed.csv, medians."""
-    path, same = RESULTS / "a2c_speed.csv", {"steps": args.steps, "code": fingerprint("a2c")} | setting()
-    rows = stored(path, same)
-    done = {int(row["round"]) for row in rows}
-    print(f"{args.rounds} rounds, {len(done)} of them done, about {args.steps / 8_000:.0f} seconds each", flush=True)
-    _, optimizer, _ = our_updates(gym.spaces.Discrete(2), EQUAL)  # also warms up
-    kwargs = EQUAL | {"n_steps": 5, "use_rms_prop": False, "policy_kwargs": policy_like_ours(optimizer)}
-    timed_learn(their_model(8, 0, **kwargs), 2_000)
-
-    def ours(num_envs, num_steps, steps, seed):
-        sizes = flags(num_envs=num_envs, num_steps=num_steps, total_timesteps=steps, log_interval=steps, seed=seed)
-        run = timed_train(a2c, [*sizes, *flags(eval_episodes=0, **EQUAL)])
-        return run.steps - len(run.history), run.seconds  # the reset row after an episode is no transition
-
-    def theirs(num_envs, num_steps, steps, seed):
-        model = their_model(num_envs, seed, **kwargs)
-        seconds = timed_learn(model, steps)
-        return model.num_timesteps, seconds
-
-    contests = [("a2c.py", ours, 8, 5, 1), ("Stable-Baselines3", theirs, 8, 5, 1), ("a2c.py", ours, 64, 16, 5)]
-    for number in sorted(set(range(1, args.rounds + 1)) - done):
-        for library, play, num_envs, num_steps, times in contests:
-            transitions, seconds = play(num_envs, num_steps, times * args.steps, number)
-            row = {"round": number, "library": library, "num_envs": num_envs, "num_steps": num_steps}
-            row |= {"transitions": transitions, "seconds": round(seconds, 3)}
-            rows.append(row | {"steps_per_second": round(transitions / seconds)} | same | {"date": date.today()})
-        write_csv(path, rows)
-        fast, slow, large = (row["steps_per_second"] for row in rows[-3:])
-        print(f"round {number}: ours {fast:,}, theirs {slow:,} steps/s, ratio {fast / slow:.2f}; ", end="")
-        print(f"ours at 64 x 16 {large:,}", flush=True)
-    fast, slow, large = np.array([float(row["steps_per_second"]) for row in rows]).reshape(-1, 3).T
-    print(f"median of {len(fast)} rounds: ours {np.median(fast):,.0f}, theirs {np.median(slow):,.0f} steps/s, ", end="")
-    print(f"ratio {np.median(fast / slow):.2f}; ours at 64 x 16 {np.median(large):,.0f} steps/s")
-
-
-def learning(args):
-    """Each with its own defaults (theirs: 8 environments x 5 steps) on equal steps, in turns -> a2c_learning.csv."""
-    path, same = RESULTS / "a2c_learning.csv", {"code": fingerprint("a2c")} | setting()
-    rows = stored(path, same)
-    done = {int(row["seed"]) for row in rows if int(row["steps"]) == args.steps}
-    print(f"{args.seeds} seeds, {len(done)} of them done, about {args.steps / 12_000:.0f} seconds each", flush=True)
-    for seed in sorted(set(range(1, args.seeds + 1)) - done):
-        ours = timed_train(a2c, [f"--total-timesteps={args.steps}", f"--seed={seed}"])
-        model = their_model(8, seed)
-        seconds = timed_learn(model, args.steps)
-        agent = a2c.ActorCritic(model.observation_space, model.action_space)
-        agent.body.load_state_dict(model.policy.mlp_extractor.policy_net.state_dict())  # its critic has one of its own
-        agent.actor.load_state_dict(model.policy.action_net.state_dict())
-        results = [
-            ("a2c.py", ours.seconds, ours.returns),
-            ("Stable-Baselines3", seconds, a2c.evaluate(agent, ours.args, len(ours.returns))),  # the same episodes
-        ]
-        for library, seconds, returns in results:
-            row = {"steps": args.steps, "seed": seed, "library": library, "train_seconds": round(seconds, 3)}
-            row |= {"eval_mean": np.mean(returns), "eval_std": round(np.std(returns), 3), "eval_episodes": len(returns)}
-            rows.append(row | same | {"date": date.today()})
-            print(f"seed {seed}  {library:17}  evaluation {row['eval_mean']:5.1f}, {seconds:4.1f} s", flush=True)
-        write_csv(path, rows)
-    for library in ("a2c.py", "Stable-Baselines3"):
-        mine = [row for row in rows if (row["library"], int(row["steps"])) == (library, args.steps)]
-        scores = np.array([float(row["eval_mean"]) for row in mine])
-        seconds = np.median([float(row["train_seconds"]) for row in mine])
-        print(
-            f"{library:17}  evaluation {scores.mean():.1f} ± {scores.std():.1f} over {len(mine)} seeds, lowest ", end=""
-        )
-        print(f"{scores.min():.1f}, {(scores >= 475).sum()} at or above 475, median {seconds:.1f} s of training")
-
-
-def learned(model, steps):
-    """Its learn -> [(steps, seconds, return)], one an episode."""
-    episodes, start = [], time.perf_counter()
-
-    def note(local, _):
-        for info in local["infos"]:
-            if "episode" in info:
-                episodes.append((local["self"].num_timesteps, time.perf_counter() - start, info["episode"]["r"]))
-        return True  # go on
-
-    model.learn(steps, callback=note, log_interval=None)
-    return episodes
-
-
-def minimal_rl(seed):
-    """minimalRL's REINFORCE on CartPole-v1, its network and constants -> [(steps, seconds, return)]."""
-    torch.manual_seed(seed)
-    policy = torch.nn.Sequential(torch.nn.Linear(4, 128), torch.nn.ReLU(), torch.nn.Linear(128, 2))
-    constants = "--learning-rate 0.0002 --gamma 0.98 --total-timesteps 200000".split()
-    return minimal(policy, reinforce.parse_args([*constants, "--seed", str(seed)]))
-
-
-def curves(args):
-    """The mean return of the last 100 training episodes at 100 times of each run -> peers_curves.csv."""
-    contests = {
-        ("a2c", "Stable-Baselines3"): lambda seed: learned(their_model(8, seed, ent_coef=0.0), 500_000),
-        ("dqn", "Stable-Baselines3"): lambda seed: learned(
-            DQN("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=seed), seed=seed, device="cpu", **ZOO), 50_000
-        ),
-        ("reinforce", "minimalRL"): minimal_rl,
+def today(_):
+    """A row a command; MountainCar-v0 meets its time limit after 200 steps, CartPole-v1 only once it is played well."""
+    commands = {
+        "vwxyzjn/cleanrl": ["cleanrl/dqn.py --no-cuda --env-id MountainCar-v0 --total-timesteps 11000"],
+        "seungeunrho/minimalRL": ["REINFORCE.py", "dqn.py", "actor_critic.py", "a2c.py", "a3c.py"],
+        "ikostrikov/pytorch-a3c": ["main.py"],
+        "Alfredvc/paac": ["train.py -g pong"],
     }
     rows = []
-    for seed in range(1, args.seeds + 1):
-        for (script, peer), play in contests.items():
-            steps, seconds, returns = np.array(play(seed)).T
-            means = [np.mean(returns[max(0, i - 99) : i + 1]) for i in range(len(returns))]
-            for i in np.unique(np.linspace(0, len(returns) - 1, 100).astype(int)):
-                row = {"script": script, "peer": peer, "seed": seed, "global_step": int(steps[i])}
-                row |= {"seconds": round(seconds[i], 3), "mean_return": round(means[i], 2)}
-                rows.append(row | setting() | {"date": date.today()})
-            print(f"seed {seed}  {peer} {script}: {rows[-1]['mean_return']} after {seconds[-1]:.0f} s", flush=True)
-    write_csv(RESULTS / "peers_curves.csv", rows)
-
-
-def positive(text):
-    """An argparse type: a whole number from 1."""
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    for repository, command in [(repository, command) for repository, x in commands.items() for command in x]:
+        end = ending([interpreter("today"), *command.split()], source(repository))
+        print(f"{repository}: {command}: {end}", flush=True)
+        row = {"repository": repository, "commit": SOURCES[repository], "command": command, "ends": end}
+        rows.append(row | {"date": date.today().isoformat(), "versions": PINS["today"]})
+    write_csv(RESULTS / "peers_today.csv", rows)
 
 
 def main():
     """Parse, see to the environment, run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["agreement", "speed", "learning", "curves"])
-    parser.add_argument("--steps", type=positive, default=125_000, help="speed, learning: of a run (default: 125000)")
-    parser.add_argument("--rounds", type=positive, default=5, help="speed: how often it is measured (default: 5)")
-    parser.add_argument("--seeds", type=positive, default=5, help="learning, curves: the seeds 1 to N (default: 5)")
+    parser.add_argument("what", choices=["speed", "curves", "agreement", "today"])
+    parser.add_argument("--rounds", type=int, default=5, help="speed: how often it is measured (default: 5)")
+    parser.add_argument(
+        "--only", choices=sorted({script for script, *_ in CONTESTS.values()}), help="speed: one script"
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="curves: the seeds 1 to N (default: 2)")
     args = parser.parse_args()
-    if args.steps < 1_000:
-        parser.error(f"argument --steps: {args.steps} is less than 1000")
-    if not versions_fit():
-        run_in_own_venv()
-    torch.set_num_threads(1)
-    {"agreement": agreement, "speed": speed, "learning": learning, "curves": curves}[args.what](args)
+    if min(args.rounds, args.seeds) < 1:
+        parser.error("--rounds and --seeds start at 1")
+    python = Path(sys.executable) if args.what == "today" else interpreter("sb3")
+    if python != Path(sys.executable):
+        sys.exit(subprocess.run([python, __file__, *sys.argv[1:]]).returncode)
+    {"speed": speed, "curves": curves, "agreement": agreement, "today": today}[args.what](args)
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("peers.py: stopped; the same command runs what is missing")
+        sys.exit("peers.py: stopped")

@@ -1,12 +1,14 @@
 """Train a script of this repository over seeds; collect results, learning curves and a table.
 
     python benchmark/run.py a2c --seeds 10 --threshold 475
-    python benchmark/run.py a2c --seeds 10 --threshold -85 -- --env-id Acrobot-v1
+    python benchmark/run.py a2c --seeds 10 --threshold -85 -- @settings/a2c_Acrobot-v1.txt
 
 What stands after -- goes to the script. Each seed trains and evaluates in a process of its own, one at a time, so that
 the seconds can be trusted; --jobs runs several at once where only the learning matters. Into benchmark/results go
 NAME.csv (one row a seed), NAME_curves.csv (the mean return of the last 100 episodes) and NAME.png. A seed is written as
-soon as it has finished, and the same command after an interruption runs only the seeds that are missing.
+soon as it has finished, and the same command after an interruption runs only the seeds that are missing. --same runs
+seed 1 anew after a change of the script: if its learning curve and evaluation are the stored ones to the last digit,
+the other rows, too, count as those of the script as it stands.
 """
 
 import argparse
@@ -15,19 +17,17 @@ import contextlib
 import csv
 import hashlib
 import importlib
-import importlib.util
 import io
-import json
+import multiprocessing
 import os
 import platform
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import date, timedelta
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +38,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
 PATHS = {path.stem: path for folder in (ROOT, ROOT / "related") for path in folder.glob("*.py")}
 sys.path[:0] = [str(ROOT), str(ROOT / "related")]
-processes = []  # one a seed, to end those that still run when the program ends
 
 
 def timed_train(script, flags):
@@ -75,76 +74,58 @@ def timed_train(script, flags):
     return SimpleNamespace(agent=agent, args=args, history=history, returns=returns, steps=steps, seconds=seconds)
 
 
-def work(script, flags):
-    """What a seed's own process does: train, then print the row and the curve as one line of JSON."""
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # unwinds, so that no files stay
-    run = timed_train(importlib.import_module(script), flags)
-    row = {
-        "code": fingerprint(script),
-        "seed": run.args.seed,
-        "env_id": run.args.env_id,
-        "total_timesteps": run.args.total_timesteps,
-        "steps": run.steps,
-        "train_seconds": round(run.seconds, 3),
-        "steps_per_second": round(run.steps / run.seconds),
-        "eval_mean": round(float(np.mean(run.returns)), 3) if run.returns else "",
-        "eval_std": round(float(np.std(run.returns)), 3) if run.returns else "",
-        "eval_episodes": len(run.returns),
-    }
-    print(json.dumps({"row": row, "curve": [(run.args.seed, *point) for point in curve(run.history, run.steps)]}))
+def run_seed(script, flags, seed):
+    """What a seed's own process does -> its row and its curve, a list of rows."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no files stay
+    run = timed_train(importlib.import_module(script), [*flags, "--seed", str(seed)])
+    row = {"code": fingerprint(script), "seed": seed, "env_id": run.args.env_id}
+    row |= {"total_timesteps": run.args.total_timesteps, "steps": run.steps, "train_seconds": round(run.seconds, 3)}
+    row |= {"steps_per_second": round(run.steps / run.seconds), "eval_mean": "", "eval_std": ""}
+    if run.returns:
+        row |= {f"eval_{f.__name__}": round(float(f(run.returns)), 3) for f in (np.mean, np.std)}
+    points = [{"seed": seed, "global_step": x, "mean_return": y} for x, y in curve(run.history, run.steps)]
+    return row | {"eval_episodes": len(run.returns)}, points
 
 
 def curve(history, steps):
     """History -> [(step, mean return of the last 100 episodes that ended by then)], at 100 steps evenly spread."""
     ends, returns = np.array(sorted(history), dtype=float).reshape(-1, 2).T
-    points = []
-    for step in (steps * i // 100 for i in range(1, 101)):
-        last = returns[: np.searchsorted(ends, step, side="right")][-100:]
-        if len(last):
-            points.append((step, round(float(last.mean()), 3)))
-    return points
-
-
-def run_seed(script, flags, seed):
-    """One seed in a fresh process -> (row, curve); RuntimeError with the last line of what went wrong."""
-    command = [sys.executable, __file__, script, "--worker", "--", *flags, "--seed", str(seed)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        processes.append(process)
-        output, error = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"seed {seed}: {(error.strip() or f'exit code {process.returncode}').splitlines()[-1]}")
-    result = json.loads(output.splitlines()[-1])
-    return result["row"], result["curve"]
+    counts = {step: np.searchsorted(ends, step, side="right") for step in (steps * i // 100 for i in range(1, 101))}
+    return [(step, round(float(returns[:n][-100:].mean()), 3)) for step, n in counts.items() if n]
 
 
 def run_seeds(name, script, flags, seeds, jobs):
     """Run `seeds`, `jobs` at a time, and store each as it ends; one that fails or an interruption ends the program."""
-    results, start = RESULTS / f"{name}.csv", time.perf_counter()
     head = {"name": name, "script": script, "command": command_line(script, flags)}
     tail = {"jobs": jobs, "date": date.today().isoformat()} | setting()
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    with ThreadPoolExecutor(jobs) as pool:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
+    try:
         futures = [pool.submit(run_seed, script, flags, seed) for seed in seeds]
-        try:
-            for finished, future in enumerate(as_completed(futures), start=1):
-                row, points = future.result()
-                if points:
-                    names = "seed", "global_step", "mean_return"
-                    keep(RESULTS / f"{name}_curves.csv", [dict(zip(names, point, strict=True)) for point in points])
-                keep(results, [head | row | tail])  # last: a seed that stands here is complete
-                togo = len(seeds) - finished
-                left = timedelta(seconds=round((time.perf_counter() - start) / finished * togo))
-                result = f"evaluation {row['eval_mean']} ± {row['eval_std']}, {row['train_seconds']:.1f} s"
-                print(
-                    f"seed {row['seed']}: {result}, {row['steps_per_second']:,} steps/s; {togo} to go, {left}",
-                    flush=True,
-                )
-        except (RuntimeError, KeyboardInterrupt, SystemExit) as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
-            reason = error if isinstance(error, RuntimeError) else "stopped; the same command runs what is missing"
-            sys.exit(f"run.py: {reason}")
+        for future in as_completed(futures):
+            row, points = future.result()
+            if points:
+                keep(RESULTS / f"{name}_curves.csv", points)
+            keep(RESULTS / f"{name}.csv", [head | row | tail])  # last: a seed that stands here is complete
+            result = f"evaluation {row['eval_mean']} ± {row['eval_std']}, {row['train_seconds']:.1f} s"
+            print(f"seed {row['seed']}: {result}, {row['steps_per_second']:,} steps/s", flush=True)
+    finally:
+        for process in multiprocessing.active_children() if sys.exc_info()[0] else []:
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def check_same(name, script, flags):
+    """--same: seed 1 anew, and if it is what is stored, the command and the fingerprint into all rows."""
+    path = RESULTS / f"{name}.csv"
+    rows, stored = read_csv(path), read_csv(RESULTS / f"{name}_curves.csv")
+    row, points = run_seed(script, flags, 1)
+    new = [{key: str(value) for key, value in point.items()} for point in points]
+    if new != [x for x in stored if x["seed"] == "1"] or str(row["eval_mean"]) != rows[0]["eval_mean"]:
+        sys.exit(f"run.py: {name}: seed 1 has not become what it was: {row['eval_mean']}, was {rows[0]['eval_mean']}")
+    write_csv(path, [x | {"command": command_line(script, flags), "code": row["code"]} for x in rows])
+    print(f"{name}: seed 1 is the same to the last digit, evaluation {row['eval_mean']}, {len(points)} points")
 
 
 def command_line(script, flags):
@@ -196,61 +177,53 @@ def keep(path, rows):
 
 
 def report(rows, threshold):
-    """Print the table, in Markdown."""
+    """Print what the seeds have reached."""
     scores = np.array([float(row["eval_mean"] or "nan") for row in rows])
     seconds, speed = (np.median([float(row[key]) for row in rows]) for key in ("train_seconds", "steps_per_second"))
-    table = {
-        "seeds": len(rows),
-        "evaluation, mean ± std over seeds": f"{scores.mean():.1f} ± {scores.std():.1f}",
-        "lowest": f"{scores.min():.1f}",
-        f"at or above {threshold:g}"
-        if threshold is not None
-        else "": f"{(scores >= (threshold or 0)).sum()} of {len(rows)}",
-        "training seconds, median": f"{seconds:.1f}",
-        "steps/s, median": f"{speed:,.0f}",
-    }
-    table.pop("", None)
-    print(f"\n{rows[0]['command']}    {rows[0]['total_timesteps']} steps    {rows[0]['machine']}\n")
-    print(f"| {' | '.join(table)} |\n|{' --- |' * len(table)}\n| {' | '.join(map(str, table.values()))} |\n")
+    reached = f", {(scores >= threshold).sum()} at or above {threshold:g}" if threshold is not None else ""
+    print(f"{rows[0]['command']}    {rows[0]['total_timesteps']} steps    {rows[0]['machine']}")
+    print(
+        f"evaluation {scores.mean():.1f} ± {scores.std():.1f} over {len(rows)} seeds, lowest {scores.min():.1f}", end=""
+    )
+    print(f"{reached}; training {seconds:.1f} s, {speed:,.0f} steps/s (medians)")
     if any(row["jobs"] != "1" for row in rows):
         print("The seconds and steps/s were measured with several runs at once (column jobs): do not quote them.")
 
 
-def draw(path, rows, points, threshold):
-    """The learning curve over seeds as PNG: their mean, and a band from the lowest to the highest."""
+def axes(title, xlabel, **size):
+    """A figure -> figure, axes."""
     import matplotlib  # here, as a seed's own process needs none of it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    curves = []
-    for row in rows:
-        mine = [(float(p["global_step"]), float(p["mean_return"])) for p in points if p["seed"] == row["seed"]]
-        if mine:
-            curves.append(np.array(mine).T)
-    if not curves:
-        return print("no training episode ended: no learning curve to draw")
-    grid = np.linspace(max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves), 200)
-    returns = np.stack([np.interp(grid, steps, returns) for steps, returns in curves])
-    fig, ax = plt.subplots(figsize=(8, 4.5), dpi=160, layout="constrained")
-    label = f"seed {rows[0]['seed']}"
-    if len(curves) > 1:
-        label = f"mean of {len(curves)} seeds"
-        ax.fill_between(
-            grid, returns.min(0), returns.max(0), color="#56B4E9", alpha=0.4, label="lowest to highest seed"
-        )
-    ax.plot(grid, returns.mean(0), color="#0072B2", linewidth=2.5, label=label)
-    if threshold is not None:
-        ax.axhline(threshold, color="black", linestyle="--", linewidth=1.2, label=f"threshold {threshold:g}")
-    ax.set_title(f"{rows[0]['script']}.py on {rows[0]['env_id']}", fontsize=14)
-    ax.set_xlabel("environment steps", fontsize=13)
-    ax.set_ylabel("return, mean of the last 100 episodes", fontsize=13)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    ax.tick_params(labelsize=12)
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=12, frameon=False)
-    fig.savefig(path)
-    print(f"wrote {path.relative_to(ROOT)}")
+    fig, ax = plt.subplots(**{"figsize": (8, 4.5), "dpi": 160, "layout": "constrained"} | size)
+    for panel in np.ravel(ax):
+        panel.set_title(title, fontsize=14)
+        panel.set_xlabel(xlabel, fontsize=13)
+        panel.set_ylabel("return, mean of the last 100 episodes", fontsize=13)
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,g}k" if x >= 1000 else f"{x:g}")
+        panel.tick_params(labelsize=12)
+        panel.grid(alpha=0.3)
+    return fig, ax
+
+
+def band(ax, curves, label, color="#0072B2"):
+    """Curves [(x, y)] as their mean on a common grid, and a band from the lowest to the highest."""
+    grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 200)
+    values = np.stack([np.interp(grid, x, y) for x, y in curves])
+    ax.fill_between(grid, values.min(0), values.max(0), color=color, alpha=0.25, linewidth=0)
+    ax.plot(grid, values.mean(0), color=color, linewidth=2.5, label=label)
+    ax.legend(fontsize=12, framealpha=0.8, edgecolor="none")
+
+
+def stored_curves(name, column="global_step", **same):
+    """The curves of a file, of the rows that agree with `same`, one a seed: [(x, returns)]."""
+    seeds = {}
+    for row in read_csv(RESULTS / f"{name}.csv"):
+        if all(row[key] == value for key, value in same.items()):
+            seeds.setdefault(row["seed"], []).append((float(row[column]), float(row["mean_return"])))
+    return [np.array(points).T for points in seeds.values()]
 
 
 def main():
@@ -263,24 +236,18 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("script", help="the script's name, such as a2c")
-    parser.add_argument("--seeds", type=int, default=10, help="train with the seeds 1 to N (default: 10)")
-    parser.add_argument("--name", help="of the result files (default: SCRIPT_ENVIRONMENT)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="seeds at once, up to the cores; 1 to measure time (default)"
-    )
-    parser.add_argument("--threshold", type=float, help="count the seeds whose evaluation reaches this mean return")
-    parser.add_argument(
-        "--plot-only", action="store_true", help="only the table and the figure, from the stored results"
-    )
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("script", help="the script's name, such as a2c")
+    add("--seeds", type=int, default=10, help="train with the seeds 1 to N (default: 10)")
+    add("--name", help="of the result files (default: SCRIPT_ENVIRONMENT)")
+    add("--jobs", type=int, default=1, help="seeds at once, up to the cores; 1 to measure time (default)")
+    add("--threshold", type=float, help="count the seeds whose evaluation reaches this mean return")
+    add("--same", action="store_true", help="show that the stored results are those of the script as it stands")
     args = parser.parse_args(own)
 
     script = args.script.removesuffix(".py")
     if script not in PATHS:
         parser.error(f"argument script: there is no {script}.py; there are {', '.join(sorted(PATHS))}")
-    if args.worker:
-        return work(script, flags)
     if args.seeds < 1:
         parser.error(f"argument --seeds: {args.seeds} is not 1 or more")
     if not 1 <= args.jobs <= os.cpu_count():
@@ -289,30 +256,33 @@ def main():
         parser.error(f"{', '.join(sorted(taken))} after --: set by run.py itself")
     wanted = importlib.import_module(script).parse_args(flags)  # a bad flag ends here, before anything is run
     name = args.name or f"{script}_{wanted.env_id.replace('/', '-').replace(':', '-')}"
+    path, command = RESULTS / f"{name}.csv", command_line(script, flags)
     if Path(name).name != name:
         parser.error(f"argument --name: {name} is not a plain file name")
-    if importlib.util.find_spec("matplotlib") is None:
-        parser.error("needs matplotlib: pip install -r benchmark/requirements.txt")
-    results, curves = RESULTS / f"{name}.csv", RESULTS / f"{name}_curves.csv"
 
-    rows, command = read_csv(results), command_line(script, flags)
-    if args.plot_only and not rows:
-        parser.error(f"argument --plot-only: there is no {results.relative_to(ROOT)}")
-    if not args.plot_only:
-        for row in rows:
-            if (row["command"], row["code"]) != (command, fingerprint(script)):
-                was = row["command"] if row["command"] != command else f"another version of {script}.py"
-                parser.error(f"{results.relative_to(ROOT)} holds runs of {was}: remove it or choose another --name")
-        missing = sorted(set(range(1, args.seeds + 1)) - {int(row["seed"]) for row in rows})
-        print(f"{command}    {wanted.total_timesteps:,} steps a seed into {results.relative_to(ROOT)}")
-        print(
-            f"{len(missing)} of {args.seeds} seeds to run, {args.jobs} at a time; the time left shows after the first"
-        )
-        run_seeds(name, script, flags, missing, args.jobs)
-        rows = read_csv(results)
-    report(rows, args.threshold)
-    draw(results.with_suffix(".png"), rows, read_csv(curves), args.threshold)
+    rows = read_csv(path)
+    missing = sorted(set(range(1, args.seeds + 1)) - {int(row["seed"]) for row in rows})
+    if args.same:
+        if not rows:
+            parser.error(f"argument --same: there is no {path.relative_to(ROOT)}")
+        return check_same(name, script, flags)
+    if other := {row["command"] for row in rows} - {command}:
+        parser.error(f"{path.relative_to(ROOT)} holds runs of {other.pop()}: remove it or choose another --name")
+    if missing and {row["code"] for row in rows} - {fingerprint(script)}:
+        parser.error(f"{path.relative_to(ROOT)} holds runs of another version: remove it, or see --same")
+    print(f"{command}    {wanted.total_timesteps:,} steps a seed, {len(missing)} of {args.seeds} seeds to run")
+    run_seeds(name, script, flags, missing, args.jobs)
+    report(read_csv(path), args.threshold)
+    if curves := stored_curves(f"{name}_curves"):
+        fig, ax = axes(f"{script}.py on {wanted.env_id}", "environment steps")
+        band(ax, curves, f"mean of {len(curves)} seeds" if len(curves) > 1 else "seed 1")
+        if args.threshold is not None:
+            ax.axhline(args.threshold, color="black", linestyle="--", linewidth=1.2)
+        fig.savefig(path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("run.py: stopped; the same command runs what is missing")

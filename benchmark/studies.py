@@ -1,0 +1,302 @@
+"""What the lectures say, measured; and what dqn.py does with images.
+
+    python benchmark/studies.py exact         tabular_q.py's greedy policy beside the optimum, 10 seeds; 4 minutes
+    python benchmark/studies.py cliff         Q-learning, SARSA, expected SARSA (Sutton & Barto, example 6.6); 3 minutes
+    python benchmark/studies.py variance      of reinforce.py's gradient estimate for each --psi; a minute
+    python benchmark/studies.py asynchrony    A3C, GA3C and PAAC: speed and policy lag; a quarter of an hour
+    python benchmark/studies.py frames        what dqn.py --pixels sees of CartPole-v1
+    python benchmark/studies.py memory        of dqn.py's buffer with a million Atari transitions; 8 GB, half a minute
+
+Each writes its CSV and PNG into benchmark/results; asynchrony --plot-only draws what is stored.
+"""
+
+import argparse
+import importlib
+import os
+import resource
+import sys
+import time
+from datetime import date
+from unittest import mock
+
+import gymnasium as gym
+import numpy as np
+from run import RESULTS, axes, band, command_line, curve, fingerprint, read_csv, setting, timed_train, write_csv
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito
+
+
+def stamp(script):
+    """The columns at the end of a row."""
+    return {"code": fingerprint(script), "date": date.today()} | setting()
+
+
+# Tabular control
+
+
+EXACT = {  # flags: seeds
+    "": 10,
+    "--env-id FrozenLake-v1": 10,
+    "@settings/tabular_q_FrozenLake8x8-v1.txt": 10,
+    "--env-id Taxi-v4 --algorithm policy_iteration": 1,
+    "--env-id FrozenLake-v1 --algorithm policy_iteration": 1,
+    "--env-id CliffWalking-v1 --algorithm policy_iteration": 1,
+}
+
+
+def exact():
+    """Train, and solve the model for the values of the greedy policy and of the best one."""
+    import tabular_q
+
+    rows = []
+    for flags, num_seeds in EXACT.items():
+        for seed in range(1, num_seeds + 1):
+            run = timed_train(tabular_q, [*flags.split(), "--seed", str(seed), "--eval-episodes", "0"])
+            world = gym.make(run.args.env_id).unwrapped
+            start, greedy = world.initial_state_distrib, tabular_q.greedy_policy(run.agent)
+            began = time.perf_counter()
+            _, best = tabular_q.policy_iteration(world.P, run.args.gamma)
+            seconds = run.seconds if run.history else time.perf_counter() - began  # of the solution alone
+            values = tabular_q.policy_evaluation(world.P, greedy, run.args.gamma)
+            row = {"command": command_line("tabular_q", flags.split()), "seed": seed}
+            row |= {"greedy_value": start @ values, "optimal_value": start @ best, "starts": (start > 0).sum()}
+            row |= {"optimal_starts": np.isclose(values, best, atol=1e-9)[start > 0].sum()}
+            row |= {"undiscounted": start @ tabular_q.policy_evaluation(world.P, greedy, 1.0)}
+            rows.append(row | {"seconds": round(seconds, 3)} | stamp("tabular_q"))
+        mine = rows[-num_seeds:]
+        ratios = [row["greedy_value"] / row["optimal_value"] for row in mine]
+        print(
+            f"{mine[0]['command']}: greedy / optimal value {min(ratios):.4f} to {max(ratios):.4f}, "
+            f"at least {min(row['optimal_starts'] for row in mine)} of {mine[0]['starts']} starts optimal, "
+            f"undiscounted {np.mean([row['undiscounted'] for row in mine]):.4f}, "
+            f"{np.median([row['seconds'] for row in mine]):.3f} s ({num_seeds} seeds)",
+            flush=True,
+        )
+    write_csv(RESULTS / "tabular_q_exact.csv", rows)
+
+
+def cliff(num_episodes=500, num_seeds=30, window=20):
+    """ε = 0.1 and γ = 1. The curves are those of the first episodes, where α has hardly fallen from 0.5.
+
+    The greedy paths are those at the end, where α is 0 and SARSA's noise is gone.
+    """
+    import tabular_q
+
+    fig, ax = axes("tabular_q.py on CliffWalking-v1, ε = 0.1 (Sutton & Barto, example 6.6)", "episode")
+    rows = []
+    for algorithm, color in {"q_learning": ORANGE, "sarsa": BLUE, "expected_sarsa": GREEN}.items():
+        flags = "--env-id CliffWalking-v1 --total-timesteps 100000 --learning-rate 0.5 --gamma 1 --eval-episodes 1"
+        flags = f"{flags} --epsilon-start 0.1 --epsilon-end 0.1 --algorithm {algorithm}".split()
+        returns, greedy = [], []
+        for seed in range(1, num_seeds + 1):
+            run = timed_train(tabular_q, [*flags, "--seed", str(seed)])
+            returns.append([value for _, value in run.history[:num_episodes]])
+            greedy.append(run.returns[0])
+            row = {"command": command_line("tabular_q", flags), "algorithm": algorithm, "seed": seed}
+            row |= {"greedy_return": greedy[-1], "last_100_episodes": round(float(np.mean(returns[-1][-100:])), 2)}
+            rows.append(row | stamp("tabular_q"))
+        last = np.mean(returns, axis=0)[-100:].mean()
+        share = ", ".join(f"{value:g} in {greedy.count(value)}" for value in sorted(set(greedy), reverse=True))
+        print(f"{algorithm}: last 100 of {num_episodes} episodes {last:.1f}; greedy {share}", flush=True)
+        smooth = np.convolve(np.mean(returns, axis=0), np.ones(window) / window, "valid")
+        ax.plot(np.arange(window, num_episodes + 1), smooth, color=color, linewidth=2, label=algorithm)
+    write_csv(RESULTS / "tabular_q_cliff.csv", rows)
+    ax.axhline(-13, color="black", linestyle="--", linewidth=1.2, label="shortest path, along the edge: -13")
+    ax.set(ylim=(-100, 0), ylabel=f"return, mean of {window} episodes")
+    ax.legend(fontsize=12, frameon=False, loc="lower right")
+    fig.savefig(RESULTS / "tabular_q_cliff.png")
+
+
+# The weights of REINFORCE
+
+
+PSI = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
+
+
+def estimates(agent, observations, actions, rewards, cuts, valids, args):
+    """-∇L (of the policy alone) on one batch for each Ψ: (num_psi, number of weights)."""
+    import torch
+
+    import reinforce
+
+    output, values = agent(torch.as_tensor(observations[:-1][valids]))
+    log_prob, entropy = agent.log_prob_and_entropy(output, torch.as_tensor(actions[valids]))
+    bootstrapped, gradients = rewards.copy(), []
+    last_values = agent.critic(torch.as_tensor(observations[1:][cuts])).detach().squeeze(-1)
+    bootstrapped[cuts] += args.gamma * last_values.numpy()
+    for psi in PSI:
+        returns = reinforce.discounted_returns(bootstrapped if psi == "value_baseline" else rewards, args.gamma)
+        weights = reinforce.psi_weights(psi, returns, values.detach().numpy(), valids, args.elite_fraction)
+        loss, _ = reinforce.reinforce_loss(log_prob, entropy, torch.as_tensor(weights), args.num_envs, 0.0)
+        gradient = torch.autograd.grad(loss, list(agent.actor.parameters()), retain_graph=True)
+        gradients.append(-torch.cat([g.flatten() for g in gradient]))
+    return torch.stack(gradients).double()
+
+
+def variance(num_envs=16):
+    """At equal policy and equal episodes: an early and a later policy play a million steps in batches of 16 episodes.
+
+    From each batch every Ψ makes its estimate. Noise is the trace of the estimates' covariance, signal the squared
+    length of their mean, less what noise is left in it. Only noise relative to signal compares weights of different
+    scale, such as those of elite. The critic is the one that the policy was trained with.
+    """
+    import torch
+
+    import reinforce
+
+    rows, panels = [], {"early": 20_000, "later": 200_000}
+    fig, axs = axes("", "", nrows=1, ncols=2, figsize=(10, 4), sharey=True)
+    for ax, (policy, steps) in zip(axs, panels.items(), strict=True):
+        agent = timed_train(reinforce, [f"--total-timesteps={steps}", "--eval-episodes=0"]).agent
+        batches = []
+
+        def update(agent, optimizer, *batch, batches=batches):  # the script's own would change the policy
+            batches.append(estimates(agent, *batch))
+            return {}
+
+        flags = f"--total-timesteps=1000000 --num-envs={num_envs} --seed=2 --eval-episodes=0".split()
+        network = mock.patch.object(reinforce, "ActorCritic", lambda *_, agent=agent: agent)
+        with mock.patch.object(reinforce, "update", update), network:
+            score = np.mean([value for _, value in timed_train(reinforce, flags).history])
+        gradients = torch.stack(batches[:-1])  # the last batch is cut by the end of training
+        noise = gradients.var(0).sum(-1)
+        signal = gradients.mean(0).square().sum(-1) - noise / len(gradients)
+        ratios = (noise / signal).tolist()
+        for psi, n, s, ratio in zip(PSI, noise.tolist(), signal.tolist(), ratios, strict=True):
+            row = {"policy": policy, "train_steps": steps, "mean_return": round(score, 1), "psi": psi}
+            row |= {"batches": len(gradients), "episodes_per_batch": num_envs, "noise": n, "signal": s}
+            rows.append(row | {"noise_to_signal": ratio} | stamp("reinforce"))
+            print(f"{policy}  {psi:15} noise {n:10.4g}   signal {s:10.4g}   ratio {ratio:8.3g}", flush=True)
+        bars = ax.barh(PSI, ratios, color=BLUE)
+        ax.bar_label(bars, [f"{ratio:.2g}" for ratio in ratios], padding=4, fontsize=12)
+        ax.set(title=f"after {steps:,} steps, mean return {score:.0f}", ylabel="", xlim=(0, 1.2 * max(ratios)))
+    axs[0].invert_yaxis()
+    fig.supxlabel(f"variance of the gradient estimate / |its mean|², batches of {num_envs} episodes", fontsize=13)
+    write_csv(RESULTS / "reinforce_gradient_variance.csv", rows)
+    fig.savefig(RESULTS / "reinforce_gradient_variance.png")
+
+
+# A3C, GA3C, PAAC
+
+
+NUMBERS = [1, 2, 4, 8, 16]  # of environments
+COMMON = "--learning-rate 1e-3 --num-steps 20 --vf-coef 0.1 --ent-coef 0.01 --max-grad-norm 40"
+CARTPOLE = "--env-id CartPole-v1 --gamma 0.98 --total-timesteps 200000 --log-interval 10000"
+PONG = "--env-id ALE/Pong-v5 --gamma 0.99 --repeat-action-probability 0 --total-timesteps 20000 --log-interval 20000"
+PONG += " --eval-episodes 0"
+FLAGS = {  # of each script: the name of its number of environments, and what makes its settings those of the others
+    "a3c": "--rmsprop-eps 0.01 --num-workers",
+    "ga3c": "--rmsprop-eps 0.1 --num-agents",  # beside the root, not in it
+    "paac_gpu": "--rmsprop-eps 0.01 --gae-lambda 1 --loss-scale 20 --device cpu --num-envs",
+}
+
+
+def measure(name, number, flags):
+    """One run of a script -> its row of results and its learning curve."""
+    script, logged = importlib.import_module(name), []
+    flags = [*COMMON.split(), *flags.split(), *FLAGS[name].split(), str(number)]
+    with mock.patch.object(script, "log_progress", lambda *args: logged.append(args)):
+        run = timed_train(script, flags)
+    speed, metrics = logged[-1][3], [row[-1] for row in logged]
+    lags = [row.get("charts/policy_lag", 0) for row in metrics]
+    row = {"script": name, "env_id": run.args.env_id, "num_envs": number, "seed": run.args.seed, "steps": run.steps}
+    row |= {"steps_per_second": round(speed), "updates_per_second": round(metrics[-1]["charts/TPS"], 1)}
+    row["predictions_per_second"] = round(metrics[-1].get("charts/PPS", speed))  # A3C: one state a step
+    score = round(float(np.mean(run.returns)), 1) if run.returns else ""
+    row |= {"policy_lag": round(float(np.mean(lags)), 3), "eval_mean": score}
+    return row | {"flags": " ".join(flags)} | stamp(name), curve(run.history, run.steps)
+
+
+def asynchrony(plot_only):
+    """CartPole-v1 with 1 to 16 environments; Pong with 8, a few minutes, without the return.
+
+    Policy lag is the number of updates between the weights that chose an action and those that learn from it; PAAC has
+    none, as nobody plays while it learns. Equal are learning rate, t_max, discount, loss weights and steps, not the
+    first weights and RMSProp's form. The losses are sums over time, in a3c.py over one rollout, in ga3c.py over the
+    pieces of a batch, in paac_gpu.py a mean over environments.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the games' processes share the cores
+    rows, points = [], []
+    contests = [(name, number, CARTPOLE) for number in NUMBERS for name in FLAGS] + [(name, 8, PONG) for name in FLAGS]
+    for name, number, flags in [] if plot_only else contests:
+        row, steps = measure(name, number, flags)
+        rows.append(row)
+        if flags == CARTPOLE:
+            points += [{"script": name, "num_envs": number, "global_step": x, "mean_return": y} for x, y in steps]
+        print(
+            f"{name} {row['env_id']} {number}: {row['steps_per_second']:,} steps/s, lag {row['policy_lag']}", flush=True
+        )
+        write_csv(RESULTS / "asynchrony.csv", rows)
+        write_csv(RESULTS / "asynchrony_curves.csv", points)
+    rows, points = read_csv(RESULTS / "asynchrony.csv"), read_csv(RESULTS / "asynchrony_curves.csv")
+
+    columns = "num_envs steps_per_second predictions_per_second updates_per_second policy_lag eval_mean".split()
+    print("| game | script | environments | steps/s | predictions/s | updates/s | policy lag | greedy return |")
+    print("|" + " --- |" * 8)
+    for row in rows:
+        print("|", " | ".join([row["env_id"], row["script"], *(row[column] for column in columns)]), "|")
+
+    fig, axs = axes("", "environments (workers, agents)", nrows=2, ncols=2, figsize=(11, 8), dpi=130)
+    titles = {"steps_per_second": "steps/s", "updates_per_second": "updates/s", "policy_lag": "policy lag, updates"}
+    for name, label, color in (("a3c", "A3C", BLUE), ("ga3c", "GA3C", ORANGE), ("paac_gpu", "PAAC", GREEN)):
+        mine = [row for row in points if (row["script"], row["num_envs"]) == (name, str(NUMBERS[-1]))]
+        x, y = ([float(row[column]) for row in mine] for column in ("global_step", "mean_return"))
+        band(axs[0, 0], [(x, y)], label, color)
+        mine = [row for row in rows if (row["script"], row["env_id"]) == (name, "CartPole-v1")]
+        for ax, column in zip(axs.flat[1:], titles, strict=True):
+            ax.plot([int(row["num_envs"]) for row in mine], [float(row[column]) for row in mine], "o-", color=color)
+    axs[0, 0].set(xlabel="environment steps", title=f"CartPole-v1, {NUMBERS[-1]} environments")
+    for ax, title in zip(axs.flat[1:], titles.values(), strict=True):
+        ax.set(ylabel="", title=title, xscale="log")
+        ax.set_xticks(NUMBERS, [str(number) for number in NUMBERS])
+        ax.minorticks_off()
+    fig.savefig(RESULTS / "asynchrony.png")
+
+
+# Images
+
+
+def frames():
+    """Draw the four frames of an observation, after eight pushes to the right, beside the last one's picture."""
+    import dqn
+
+    env = dqn.observe_pictures(gym.make("CartPole-v1", render_mode="rgb_array"))
+    env.reset(seed=1)
+    for _ in range(8):
+        obs, *_ = env.step(1)
+    fig, axs = axes("", "", nrows=1, ncols=5, figsize=(13, 3), width_ratios=[1.5, 1, 1, 1, 1])
+    for i, picture in enumerate([env.render(), *obs]):
+        axs[i].imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axs[i].set_title(f"frame {i} of 4, 84 x 84" if i else "rendered, 400 x 600", fontsize=12)
+        axs[i].set_axis_off()
+    fig.savefig(RESULTS / "dqn_pixels_frames.png")
+
+
+def memory():
+    """Fill a buffer of a million transitions: what its arrays take, and the process's peak."""
+    import dqn
+
+    def peak():  # kilobytes on Linux, bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    before, rng = peak(), np.random.default_rng(0)
+    buffer = dqn.ReplayBuffer(1_000_000, 8, (4, 84, 84), np.uint8, rng)
+    obs = rng.integers(1, 256, size=(8, 4, 84, 84), dtype=np.uint8)
+    buffer.reset(obs)
+    no, zero = np.zeros(8, bool), np.zeros(8, np.int64)
+    for _ in range(len(buffer.frames) + 100):
+        buffer.add(zero, zero, no, no, obs)
+    assert buffer.frames.min() > 0 and buffer.sample(32)[0].shape == (32, 4, 84, 84)
+    num_bytes = sum(x.nbytes for x in vars(buffer).values() if isinstance(x, np.ndarray))
+    row = {"transitions": 1_000_000, "arrays_gb": round(num_bytes / 1e9, 3)}
+    print(row := row | {"peak_growth_gb": round((peak() - before) / 1e9, 3)})
+    write_csv(RESULTS / "dqn_atari_memory.csv", [row | stamp("dqn")])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    studies = {f.__name__: f for f in (exact, cliff, variance, asynchrony, frames, memory)}
+    parser.add_argument("what", choices=studies)
+    parser.add_argument("--plot-only", action="store_true", help="asynchrony: only the table and the figure")
+    args = parser.parse_args()
+    studies[args.what](*[args.plot_only] * (args.what == "asynchrony"))
