@@ -201,7 +201,7 @@ def axes(title, xlabel, **size):
     for panel in np.ravel(ax):
         panel.set_title(title, fontsize=14)
         panel.set_xlabel(xlabel, fontsize=13)
-        panel.set_ylabel("return, mean of the last 100 episodes", fontsize=13)
+        panel.set_ylabel("return, mean of the last 100 episodes", fontsize=12)
         panel.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:,g}k" if x >= 1000 else f"{x:g}")
         panel.tick_params(labelsize=12)
         panel.grid(alpha=0.3)
