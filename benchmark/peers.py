@@ -14,7 +14,6 @@ network is tiny. Results: speeds.csv, peers_curves.csv and peers_today.csv in be
 import argparse
 import functools
 import importlib
-import multiprocessing
 import os
 import re
 import signal
@@ -23,13 +22,12 @@ import sys
 import tempfile
 import time
 import venv
-from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from run import RESULTS, ROOT, fingerprint, read_csv, setting, timed_train, write_csv
+from run import RESULTS, ROOT, fingerprint, fresh, read_csv, setting, timed_train, write_csv
 
 PINS = {
     "sb3": "stable-baselines3==2.9.2 torch==2.13.0 gymnasium==1.4.0 numpy==2.4.6 wandb==0.31.0 ale-py==0.12.1 "
@@ -280,12 +278,6 @@ def pong_alone(steps, seed):
     for action in actions:
         envs.step(action)
     return None, actions.size / (time.perf_counter() - start)
-
-
-def fresh(program, *args, **kwargs):
-    """Call it in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(program, *args, **kwargs).result()
 
 
 # Speed and learning

@@ -26,7 +26,7 @@ import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -74,6 +74,12 @@ def timed_train(script, flags):
     return SimpleNamespace(agent=agent, args=args, history=history, returns=returns, steps=steps, seconds=seconds)
 
 
+def fresh(function, *args):
+    """Call it in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
 def run_seed(script, flags, seed):
     """What a seed's own process does -> its row and its curve, a list of rows."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no files stay
@@ -99,21 +105,21 @@ def run_seeds(name, script, flags, seeds, jobs):
     head = {"name": name, "script": script, "command": command_line(script, flags)}
     tail = {"jobs": jobs, "date": date.today().isoformat()} | setting()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
-    try:
-        futures = [pool.submit(run_seed, script, flags, seed) for seed in seeds]
-        for future in as_completed(futures):
-            row, points = future.result()
-            if points:
-                keep(RESULTS / f"{name}_curves.csv", points)
-            keep(RESULTS / f"{name}.csv", [head | row | tail])  # last: a seed that stands here is complete
-            result = f"evaluation {row['eval_mean']} ± {row['eval_std']}, {row['train_seconds']:.1f} s"
-            print(f"seed {row['seed']}: {result}, {row['steps_per_second']:,} steps/s", flush=True)
-    finally:
-        for process in multiprocessing.active_children() if sys.exc_info()[0] else []:
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(fresh, run_seed, script, flags, seed) for seed in seeds]
+        try:
+            for future in as_completed(futures):
+                row, points = future.result()
+                if points:
+                    keep(RESULTS / f"{name}_curves.csv", points)
+                keep(RESULTS / f"{name}.csv", [head | row | tail])  # last: a seed that stands here is complete
+                result = f"evaluation {row['eval_mean']} ± {row['eval_std']}, {row['train_seconds']:.1f} s"
+                print(f"seed {row['seed']}: {result}, {row['steps_per_second']:,} steps/s", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def check_same(name, script, flags):
