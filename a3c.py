@@ -12,7 +12,7 @@ Workers  each copies θ, plays, and hands Δθ over, by when others have made ch
          seed gives the same run again bit for bit, with more it does not. A checkpoint may hold weights of different
          moments of an update
 Departs  an episode that a time limit cuts bootstraps from its last observation; greedy evaluation; orthogonal weights;
-         tanh units for flat observations; no terminal at a lost life, sticky actions (Atari)
+         tanh units for flat observations; Atari: frames less their mean, no terminal at a lost life, sticky actions
 Run      python a3c.py
 Result   greedy return 500.0 ± 0.0 (10 seeds), 15.1 s of training with 2 workers (2 cores of an AMD EPYC)
 """
@@ -97,7 +97,9 @@ class ActorCritic(nn.Module):
         With one more dimension, (num_steps, num_envs, ...), for environments side by side.
         """
         if self.image:
-            features = self.body(obs.flatten(0, -4) / 255).unflatten(0, obs.shape[:-3])
+            frames = obs.flatten(0, -4) / 255
+            frames = frames - frames.mean((-2, -1), keepdim=True)  # else the background leaves most filters dead
+            features = self.body(frames).unflatten(0, obs.shape[:-3])
         else:
             features = self.body(obs.float())
         if self.lstm is not None:

@@ -12,8 +12,8 @@ Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the replay 
 Departs  Adam, annealed, for RMSProp; environments stepped together; an episode that a time limit cuts bootstraps from
          its last observation; the target is copied every so many environment steps, not updates; the TD error is not
          clipped (--loss huber for the paper's, made for Atari's clipped rewards); numbers bounded by less than 1 are
-         stretched to ±1; evaluation with ε = 0. Atari: no terminal at a lost life, sticky actions; --pixels stacks 4
-         pictures, where a difference of two would hold the same motion
+         stretched to ±1; evaluation with ε = 0. Frames less their mean; Atari: no terminal at a lost life, sticky
+         actions; --pixels stacks 4 pictures, where a difference of two would hold the same motion
 Resume   goes on with an empty replay buffer: learning waits for learning_starts further steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   greedy return 500.0 ± 0.0 (10 seeds), 11.4 s of training (one core of an AMD EPYC)
@@ -89,7 +89,8 @@ def parse_args(argv=None):
 class QNetwork(nn.Module):
     """Q(s,·): an MLP for flat observations, convolutions for (4, 84, 84) frames.
 
-    Frames are divided by 255; an observation's numbers bounded by less than 1 are stretched to ±1, others left alone.
+    Frames are divided by 255, less the mean of each; of flat observations numbers bounded by less than 1 are stretched
+    to ±1, others left alone.
     """
 
     def __init__(self, obs_space, num_actions, network, hidden_sizes, dueling):
@@ -117,7 +118,10 @@ class QNetwork(nn.Module):
 
     def forward(self, obs):
         """(batch, *obs_shape), frames as uint8 -> Q values (batch, num_actions)."""
-        features = self.body((obs / self.bound).float())
+        obs = (obs / self.bound).float()
+        if obs.ndim == 4:  # else the background, equal in all states, soon leaves most of the first filters dead
+            obs = obs - obs.mean((-2, -1), keepdim=True)
+        features = self.body(obs)
         advantage = self.advantage(features)
         if self.value is None:
             return advantage

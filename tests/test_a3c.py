@@ -215,7 +215,7 @@ def test_the_network_for_atari():
         logits, values, _ = agent(frames)
         assert logits.shape == (3, 2, 6) and values.shape == (3, 2)
         for i in range(2):
-            features = frames[:, i] / 255
+            features = frames[:, i] / 255 - frames[:, i].sum((-2, -1), keepdim=True) / (255 * 84 * 84)
             for layer in (agent.body[0], agent.body[2], torch.nn.Flatten(), agent.body[5]):
                 features = layer(features).relu()
             features = agent.lstm(features)[0] if lstm else features

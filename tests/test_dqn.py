@@ -212,7 +212,8 @@ def test_the_convolutions_are_the_papers(name, shapes):
     network = dqn.QNetwork(box(4, 84, 84), 6, name, [64], False)
     assert [tuple(p.shape) for p in network.parameters() if p.ndim > 1] == shapes
     frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
-    x, p = frames.float() / 255, list(network.parameters())
+    x = frames / 255 - frames.sum((2, 3), keepdim=True) / (255 * 84 * 84)
+    p = list(network.parameters())
     for i, stride in enumerate((4, 2, 1)[: len(shapes) - 2]):
         x = F.relu(F.conv2d(x, p[2 * i], p[2 * i + 1], stride=stride))
     expected = F.relu(x.flatten(1) @ p[-4].T + p[-3]) @ p[-2].T + p[-1]
