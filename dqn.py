@@ -120,7 +120,7 @@ class QNetwork(nn.Module):
         """(batch, *obs_shape), frames as uint8 -> Q values (batch, num_actions)."""
         obs = (obs / self.bound).float()
         if obs.ndim == 4:  # else the background, equal in all states, soon leaves most of the first filters dead
-            obs = obs - obs.mean((-2, -1), keepdim=True)
+            obs -= obs.mean((-2, -1), keepdim=True)
         features = self.body(obs)
         advantage = self.advantage(features)
         if self.value is None:
