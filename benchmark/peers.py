@@ -294,9 +294,10 @@ EQUAL = {  # hyper-parameters that a2c.py and Stable-Baselines3 call by the same
 AS_CLEANRL = (  # its dqn.py's defaults in our flags; its learning rate stays, where ours falls to 0
     "--num-envs 1 --hidden-sizes 120 84 --learning-rate 0.00025 --gamma 0.99 --buffer-size 10000 "
     "--batch-size 128 --learning-starts 10000 --train-interval 10 --gradient-steps 1 --target-update-interval 500 "
-    "--epsilon-start 1 --epsilon-end 0.05 --epsilon-steps 50000 --max-grad-norm 1000000 --log-interval 2000"
+    "--epsilon-start 1 --epsilon-end 0.05 --epsilon-steps 50000 --max-grad-norm 1000000 --log-interval 10000"
 )
 A2C = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in EQUAL.items()) + " --num-envs 8 --num-steps 5"
+A2C += " --log-interval 125000"  # one checkpoint, as the peer writes none
 PSI = "--psi reward_to_go"
 PAAC = "--num-envs 32 --num-steps 5 --device cpu"
 equal_a2c = functools.partial(sb3_a2c, equal=True)
