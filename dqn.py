@@ -119,7 +119,7 @@ class QNetwork(nn.Module):
     def forward(self, obs):
         """(batch, *obs_shape), frames as uint8 -> Q values (batch, num_actions)."""
         obs = (obs / self.bound).float()
-        if obs.ndim == 4:  # else the background, equal in all states, soon leaves most of the first filters dead
+        if obs.ndim == 4:  # else Pong's background, the same in all states, soon leaves most first filters dead
             obs -= obs.mean((-2, -1), keepdim=True)
         features = self.body(obs)
         advantage = self.advantage(features)
