@@ -98,7 +98,7 @@ class ActorCritic(nn.Module):
         """
         if self.image:
             frames = obs.flatten(0, -4) / 255
-            frames -= frames.mean((-2, -1), keepdim=True)  # of the background, the same in all states
+            frames -= frames.mean((-2, -1), keepdim=True)  # less the background, the same in all states
             features = self.body(frames).unflatten(0, obs.shape[:-3])
         else:
             features = self.body(obs.float())

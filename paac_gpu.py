@@ -12,9 +12,9 @@ Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s)
          g = αg + (1 - α)Δθ²    θ = θ - η Δθ / √(g + ε)    Δθ = ∇(loss_scale L), clipped; g is 1 at first
 Ranks    torchrun --nproc-per-node K paac_gpu.py: K processes, each with a device and num_envs environments of its own,
          share their gradients, and so learn as one with K num_envs environments would; the first one logs
-Departs  an episode that a time limit cuts bootstraps from its last observation; greedy evaluation; longer rollouts, GAE
-         and a far larger effective step (η / √ε), which learned Pong in 10M steps. The authors' constants are in
-         settings/paac_gpu_authors.txt
+Departs  an episode that a time limit cuts bootstraps from its last observation; greedy evaluation; frames less their
+         mean; longer rollouts, GAE and a far larger effective step (η / √ε), which learned Pong in 10M steps. The
+         authors' constants are in settings/paac_gpu_authors.txt
 Run      python paac_gpu.py    python paac_gpu.py @settings/paac_gpu_CartPole-v1.txt
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds), 5.9 s of training (one core of an AMD EPYC)
 """
@@ -106,9 +106,12 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """(num_envs, *obs_shape), frames from 0 to 255 -> logits or means (num_envs, ...), and V(s), (num_envs,)."""
-        obs = obs.to(torch.bfloat16 if self.bf16 else torch.float32, copy=True)  # a copy, to divide in place
+        obs = obs.to(torch.bfloat16 if self.bf16 else torch.float32, copy=True)  # a copy, to change in place
+        if self.image:
+            obs = obs.div_(255).sub_(obs.mean((-2, -1), keepdim=True))  # less the background, the same in all states
+            obs = obs.contiguous(memory_format=torch.channels_last)  # in which convolutions learn faster
         with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
-            features = self.body(obs.div_(255) if self.image else obs)
+            features = self.body(obs)
         features = features.float()  # π and V are too fine for bfloat16, and take little time
         return self.actor(features), self.critic(features).squeeze(-1)
 
@@ -211,7 +214,7 @@ def train(args):
         torch.set_num_threads(1)  # the network is tiny: one thread beats many
     rank, num_ranks = start_ranks()
     agent = ActorCritic(obs_space, action_space, args.network, args.bf16)
-    agent.to(args.device, memory_format=torch.channels_last)  # in which convolutions learn faster
+    agent.to(args.device, memory_format=torch.channels_last)  # as the frames will be
     optimizer = RMSProp(agent.parameters(), args.learning_rate, args.rmsprop_decay, args.rmsprop_eps)
     start_step, run_id = load_checkpoint(args, agent=agent, optimizer=optimizer) if args.resume else (0, None)
     torch.manual_seed(env_seed(args.seed, 2, start_step, rank))  # neither ranks nor resumed runs repeat a noise
@@ -238,8 +241,7 @@ def train(args):
                 output, value = agent(to_device(obs, args.device))  # (num_envs, ...), (num_envs,)
                 outputs.append(output)
                 values.append(value)
-                with torch.no_grad():  # the environments need them: the CPU waits for the GPU, here and in update
-                    actions[t] = agent.sample(output).cpu()
+                actions[t] = agent.sample(output).detach().cpu()  # the CPU waits for the GPU, here and in update
                 valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
                 # With a done comes the episode's true last observation: a time limit bootstraps from its value.
                 obs, reward, terminateds[t], truncated, infos = envs.step(actions[t])
@@ -289,8 +291,7 @@ def start_ranks():
 
 def to_device(array, device):
     """A copy of a NumPy array on the device, from pinned memory to a GPU, which lets the CPU go on meanwhile."""
-    x = torch.tensor(array, pin_memory=device.startswith("cuda")).to(device, non_blocking=True)
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # frames, as convolutions like them
+    return torch.tensor(array, pin_memory=device.startswith("cuda")).to(device, non_blocking=True)
 
 
 def evaluate(agent, args, num_episodes, video_folder=None):
