@@ -190,9 +190,10 @@ def update(agent, optimizer, output, values, actions, rewards, terminateds, done
     baseline = values.detach().cpu().numpy()  # advantages and returns carry no gradient
     advantages = compute_advantages(rewards, baseline, terminateds, dones, args.gamma, args.gae_lambda)
     returns = advantages + baseline[:-1]
-    actions, advantages, returns = (to_device(x[valids], args.device) for x in (actions, advantages, returns))
+    columns = (x[valids] for x in (actions, advantages, returns))  # (batch, ...): resets left out
+    actions, advantages, returns = (torch.as_tensor(x, device=args.device) for x in columns)
     valids = torch.as_tensor(valids)  # stays with the CPU, which has to know how many there are
-    log_prob, entropy = agent.log_prob_and_entropy(output[valids], actions)  # (batch,): resets left out
+    log_prob, entropy = agent.log_prob_and_entropy(output[valids], actions)  # (batch,)
     loss, metrics = a2c_loss(log_prob, entropy, values[:-1][valids], advantages, returns, args.vf_coef, args.ent_coef)
     optimizer.zero_grad()
     (args.loss_scale * loss).backward()
@@ -238,7 +239,7 @@ def train(args):
             # learning takes no second forward pass.
             outputs, values = [], []
             for t in range(args.num_steps):
-                output, value = agent(to_device(obs, args.device))  # (num_envs, ...), (num_envs,)
+                output, value = agent(torch.as_tensor(obs, device=args.device))  # (num_envs, ...), (num_envs,)
                 outputs.append(output)
                 values.append(value)
                 actions[t] = agent.sample(output).detach().cpu()  # the CPU waits for the GPU, here and in update
@@ -253,7 +254,7 @@ def train(args):
             # 2. Learn from the whole rollout, in one gradient step.
             if valids.any() or num_ranks > 1:  # else resets alone
                 with torch.no_grad():
-                    values.append(agent(to_device(obs, args.device))[1])
+                    values.append(agent(torch.as_tensor(obs, device=args.device))[1])
                 acted = torch.stack(outputs), torch.stack(values)
                 metrics = update(agent, optimizer, *acted, actions, rewards, terminateds, dones, valids, args)
 
@@ -287,11 +288,6 @@ def start_ranks():
         return 0, 1
     distributed.init_process_group()  # which takes NCCL for tensors on a GPU and gloo for those on a CPU
     return distributed.get_rank(), distributed.get_world_size()
-
-
-def to_device(array, device):
-    """A copy of a NumPy array on the device, from pinned memory to a GPU, which lets the CPU go on meanwhile."""
-    return torch.tensor(array, pin_memory=device.startswith("cuda")).to(device, non_blocking=True)
 
 
 def evaluate(agent, args, num_episodes, video_folder=None):
