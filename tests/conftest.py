@@ -13,8 +13,10 @@ import probes  # noqa: E402, F401
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """Each test runs in an empty folder, with W&B's settings of the caller out of the way."""
+    """Each test runs in an empty folder, on CPUs, with W&B's settings of the caller out of the way."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # in this process
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # in those that it starts
     for name in ("WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
 

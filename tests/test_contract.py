@@ -196,8 +196,6 @@ def test_flags(name, capsys):
     flags, shared = list(args), [flag for flag in SHARED if flag != "device" or name not in NO_DEVICE]
     assert flags[:2] == ["env_id", "total_timesteps"] and flags[-len(shared) :] == shared
     defaults = {flag: value for flag, value in SHARED.items() if flag in shared and flag != "log_interval"}
-    if torch.cuda.is_available() and name in ("dqn", "paac_gpu", "ga3c"):
-        defaults["device"] = "cuda"
     assert {flag: args[flag] for flag in defaults} == defaults
     assert 20 <= args["total_timesteps"] / args["log_interval"] <= 50  # lines of a default run
     read = {

@@ -23,7 +23,7 @@ def quick(*flags):
         "--total-timesteps 1024 --num-envs 8 --learning-rate 0.001 --buffer-size 1000 --batch-size 32 "
         "--learning-starts 64 --train-interval 16 --eval-episodes 0"
     ).split()
-    return dqn.parse_args(["--wandb-mode", "disabled", "--device", "cpu", *small, *flags])
+    return dqn.parse_args(["--wandb-mode", "disabled", *small, *flags])
 
 
 def spied(monkeypatch, name, before):

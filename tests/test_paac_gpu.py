@@ -28,7 +28,7 @@ torch.set_num_threads(1)  # threads that spin while they wait cost the tests bes
 
 def quick(*flags):
     """Arguments of a run that lasts a blink, with the authors' constants; later flags win."""
-    short = "--env-id CartPole-v1 --num-envs 8 --num-steps 8 --total-timesteps 1024 --eval-episodes 0 --device cpu"
+    short = "--env-id CartPole-v1 --num-envs 8 --num-steps 8 --total-timesteps 1024 --eval-episodes 0"
     short = f"@{ROOT}/settings/paac_gpu_authors.txt {short} --wandb-mode disabled".split()
     return paac_gpu.parse_args([*short, *" ".join(flags).split()])
 
@@ -262,6 +262,7 @@ def test_what_is_logged(monkeypatch):
 def test_atari_rollouts(device, monkeypatch):
     """Frames stay uint8 up to the device, rewards are clipped for learning and logged as the game gives them."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which would be too coarse for `recorded`
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(device == "cuda"))
     flags = f"--env-id ALE/Qbert-v5 --network nature --num-envs 2 --num-steps 8 --total-timesteps 720 --device {device}"
     calls, agent, history = recorded(flags, f"--eval-episodes {int(device == 'cuda')}")
     assert agent.body[0].weight.is_contiguous(memory_format=torch.channels_last)
