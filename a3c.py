@@ -296,7 +296,7 @@ def start_worker(workers, context, rank, *rest):
     receiver, sender = context.Pipe(duplex=False)  # one a worker: no lock that others wait for if it is killed
     process = context.Process(target=run_worker, args=(sender, rank, *rest), name=f"worker {rank}", daemon=True)
     masks = hasattr(signal, "pthread_sigmask")  # all but Windows
-    if masks:  # inherited: Ctrl-C is for the parent alone, which gets it when the worker has been started
+    if masks:  # inherited: Ctrl-C is for the parent alone
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
     workers[receiver] = process

@@ -282,7 +282,7 @@ def start_worker(workers, context, rank, *rest):
     (requests, asker), (pieces, sender) = context.Pipe(), context.Pipe(duplex=False)  # no lock that others wait for
     process = context.Process(target=run_worker, args=(asker, sender, rank, *rest), name=f"agent {rank}", daemon=True)
     masks = hasattr(signal, "pthread_sigmask")  # all but Windows
-    if masks:  # inherited: Ctrl-C is for the parent alone, which gets it when the agent has been started
+    if masks:  # inherited: Ctrl-C is for the parent alone
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
     workers[requests, pieces] = process

@@ -38,3 +38,4 @@ def handlers():
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # a3c.py blocks one while it starts a worker, and is struck then
