@@ -16,7 +16,7 @@ Departs  a trainer values a piece's last observation itself, by the newest weigh
          episode; RMSProp in torch's form, η falls to 0; the numbers of agents, predictors and trainers stay as given;
          greedy evaluation; tanh units for flat observations; Atari: frames less their mean, sticky actions
 Run      python related/ga3c.py    a seed does not give the same run again, as nobody waits for anybody
-Result   greedy return 500.0 ± 0.0 (10 seeds), 106 s of training with 8 agents (2 cores of an AMD EPYC)
+Result   greedy return 500.0 ± 0.0 (5 seeds), 105 s of training with 8 agents (2 cores of an AMD EPYC)
 """
 
 import argparse
