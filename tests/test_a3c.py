@@ -518,7 +518,8 @@ def test_faults_in_the_shell_leave_no_process():
     }
     flags = "--total-timesteps 100000000 --log-interval 80 --wandb-mode disabled --env-id".split()
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    options["env"] = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    # Unbuffered, print writes a line and its end apart: those of two processes mix, and what is waited for never comes.
+    options["env"] = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTHONUNBUFFERED": ""}
     with contextlib.ExitStack() as stack:
         runs = []
         for fault, (env_id, *_) in faults.items():
