@@ -10,7 +10,7 @@ Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s)
          V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
 Departs  Adam without momentum for RMSProp; an episode that a time limit cuts bootstraps from its last observation
 Run      python a2c.py
-Result   greedy return 497.0 ± 18.6 (40 seeds, 39 of them 500.0), 3.2 s of training (one core of an AMD EPYC)
+Result   greedy return 497.0 ± 18.6 (40 seeds, 39 of them 500.0), 3.4 s of training (one core of an AMD EPYC)
 """
 
 import argparse

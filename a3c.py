@@ -14,7 +14,7 @@ Workers  each copies θ, plays, and hands Δθ over, by when others have made ch
 Departs  an episode that a time limit cuts bootstraps from its last observation; greedy evaluation; orthogonal weights;
          tanh units for flat observations; Atari: frames less their mean, no terminal at a lost life, sticky actions
 Run      python a3c.py
-Result   greedy return 500.0 ± 0.0 (10 seeds), 16.7 s of training with 2 workers (2 cores of an AMD EPYC)
+Result   greedy return 500.0 ± 0.0 (10 seeds), 16.0 s of training with 2 workers (2 cores of an AMD EPYC)
 """
 
 import argparse
