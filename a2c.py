@@ -5,22 +5,26 @@
 """A2C: advantage actor-critic, the synchronous form of A3C.
 
 Papers   Mnih et al. 2016 (arXiv:1602.01783), Alg. S3; Schulman et al. 2016 (arXiv:1506.02438), eq. 16
-Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    an Adam step a rollout, ∇L clipped
+Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step per rollout
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
          V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
-Departs  Adam without momentum for RMSProp; an episode that a time limit cuts bootstraps from its last observation
+Departs  Adam without momentum instead of RMSProp; orthogonal initial weights; tanh; the gradient's norm is clipped;
+         truncated episodes bootstrap from their last observation
 Run      python a2c.py
-Result   greedy return 497.0 ± 18.6 (40 seeds, 39 of them 500.0), 3.4 s of training (one core of an AMD EPYC)
+Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
+import contextlib
 import io
+import json
 import os
 import re
 import secrets
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -30,51 +34,64 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
+SCRIPT = "a2c"  # names run folders and checkpoints
+
 
 def parse_args(argv=None):
-    """Flags -> argparse.Namespace; a value out of range ends the program with one line and exit code 2."""
+    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    devices = ["cpu", *["cuda"] * bool(gpus), *gpus, *["mps"] * torch.backends.mps.is_available()]
-    add("--env-id", default="CartPole-v1", help="Gymnasium id: flat observations, discrete or continuous actions")
-    add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, over all environments")
-    add("--num-envs", type=number(int, 1), default=16, help="environments stepped together")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
+    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
+    add("--num-envs", type=number(int, 1), default=16, help="environments stepped in parallel")
     add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
-    add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size, falling linearly to 0, η")
+    add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size η")
+    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.98, help="discount γ")
     add("--gae-lambda", type=number(float, 0, 1), default=1.0, help="λ: 1 is the n-step advantage, 0 the TD error")
     add("--vf-coef", type=number(float, 0), default=0.1, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.02, help="weight of the entropy bonus, the paper's β")
-    add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the global norm of the gradient to this")
-    add("--reward-scale", type=number(float, 0), default=1.0, help="factor of the rewards that are learned from")
-    add("--seed", type=number(int, 0), default=1, help="seeds networks, environments and actions")
-    add("--device", default="cpu", choices=devices, help="what torch finds of cpu, cuda, cuda:N and mps")
+    add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
+    add("--reward-scale", type=number(float, 0), default=1.0, help="multiplies rewards for learning; logs are unscaled")
+    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
-    add("--resume", help="checkpoint.pt to go on from, with fresh episodes; one that is complete is only evaluated")
-    add("--run-dir", default="runs", help="parent of the run folder, which holds the checkpoint and the video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), choices=["disabled", "offline", "online"])
-    add("--wandb-project", default=os.environ.get("WANDB_PROJECT", "reference-rl"), help="W&B project")
-    return parser.parse_args(argv)
+    add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
+    add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
+    args = parser.parse_args(argv)
+    try:
+        torch.empty(0, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+        flags = load_checkpoint(args.resume)["flags"]
+        kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
+        parser.set_defaults(**{name: flags[name] for name in kept})
+        args = parser.parse_args(argv)
+        if args.env_id != flags["env_id"]:
+            parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
+    return args
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) on one body of two layers; π is categorical for discrete actions, normal for continuous ones."""
+    """π(a|s) and V(s) on a shared two-layer body; π is categorical for discrete actions, normal for continuous ones."""
 
     def __init__(self, obs_space, action_space):
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
-        self.body = nn.Sequential(nn.Linear(obs_space.shape[0], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
-        self.actor, self.critic = nn.Linear(64, num_outputs), nn.Linear(64, 1)
-        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # the same in all states
-        layers = self.body[0], self.body[2], self.actor, self.critic
-        for layer, gain in zip(layers, (2**0.5, 2**0.5, 0.01, 1.0), strict=True):  # 0.01: near-uniform at the start
-            nn.init.orthogonal_(layer.weight, gain)
-            nn.init.zeros_(layer.bias)
+        self.body = nn.Sequential(
+            init(nn.Linear(obs_space.shape[0], 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
+        )
+        self.actor = init(nn.Linear(64, num_outputs), 0.01)  # a small gain: the first policy is close to uniform
+        self.critic = init(nn.Linear(64, 1), 1.0)
+        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
 
     def forward(self, obs):
         """(..., obs_dim) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
@@ -82,9 +99,10 @@ class ActorCritic(nn.Module):
         return self.actor(features), self.critic(features).squeeze(-1)
 
     def sample(self, output):
-        """Logits or means -> actions drawn from π(·|s), (..., *action_shape)."""
-        if self.discrete:  # Gumbel-max: the largest logit after adding noise is a draw from softmax(logits)
-            return (output - torch.empty_like(output).exponential_().log()).argmax(-1)
+        """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
+        if self.discrete:
+            probs = output.softmax(-1).nan_to_num(1.0)  # let NaN pass: the gradient's check says what to do
+            return torch.multinomial(probs, 1).squeeze(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
 
     def greedy(self, output):
@@ -100,35 +118,49 @@ class ActorCritic(nn.Module):
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
 
 
-def compute_advantages(rewards, values, terminateds, dones, gamma, gae_lambda):
+def init(layer, gain):
+    """Give a layer orthogonal weights and zero biases."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def compute_advantages(rewards, values, terminations, dones, gamma, gae_lambda):
     """GAE(γ, λ), eq. 16; values has num_steps + 1 rows, the other arrays and the result are (num_steps, num_envs)."""
-    # Only a terminal state stops the bootstrap: an episode that the clock cut would have gone on.
-    deltas = rewards + gamma * values[1:] * ~terminateds - values[:-1]
-    advantages = np.zeros_like(values)  # one row more, of zeros, after the last step
+    # Only a terminal state stops the bootstrap: a truncated episode would have continued.
+    deltas = rewards + gamma * values[1:] * ~terminations - values[:-1]
+    advantages = np.zeros_like(values)  # one extra row of zeros, after the last step
     for t in reversed(range(len(deltas))):
         advantages[t] = deltas[t] + gamma * gae_lambda * ~dones[t] * advantages[t + 1]
     return advantages[:-1]
 
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, vf_coef, ent_coef):
-    """L of the header -> (loss, metrics); every tensor is (batch,)."""
+    """The loss L of the module docstring -> (loss, metrics); every tensor is (batch,)."""
     policy_loss = -(log_prob * advantages).mean()
     value_loss = (returns - values).square().mean()
     entropy = entropy.mean()
     loss = policy_loss + vf_coef * value_loss - ent_coef * entropy
-    return loss, {"losses/policy_loss": policy_loss, "losses/value_loss": value_loss, "losses/entropy": entropy}
+    metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    metrics["explained_variance"] = 1 - (returns - values).detach().var(correction=0) / returns.var(correction=0)
+    return loss, {f"losses/{name}": value for name, value in metrics.items()}
 
 
-def update(agent, optimizer, observations, actions, rewards, terminateds, dones, valids, args):
+def update(agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args):
     """One gradient step on a rollout -> metrics; observations has num_steps + 1 rows, the other arrays num_steps."""
-    output, values = agent(torch.as_tensor(observations, device=args.device))  # (num_steps + 1, num_envs, ...)
+    to_tensor = partial(torch.as_tensor, device=args.device)
+    output, values = agent(to_tensor(observations))  # (num_steps + 1, num_envs, ...)
     baseline = values.detach().cpu().numpy()  # advantages and returns carry no gradient
-    advantages = compute_advantages(rewards, baseline, terminateds, dones, args.gamma, args.gae_lambda)
+    advantages = compute_advantages(rewards, baseline, terminations, dones, args.gamma, args.gae_lambda)
     returns = advantages + baseline[:-1]
-    batch = actions[valids], advantages[valids], returns[valids], valids  # resets left out
-    actions, advantages, returns, valids = (torch.as_tensor(x, device=args.device) for x in batch)
-    log_prob, entropy = agent.log_prob_and_entropy(output[:-1][valids], actions)  # (batch,)
-    loss, metrics = a2c_loss(log_prob, entropy, values[:-1][valids], advantages, returns, args.vf_coef, args.ent_coef)
+
+    # Reset steps are left out: what follows is (batch, ...).
+    actions = to_tensor(actions[is_transition])
+    advantages = to_tensor(advantages[is_transition])
+    returns = to_tensor(returns[is_transition])
+    log_prob, entropy = agent.log_prob_and_entropy(output[:-1][is_transition], actions)
+    values = values[:-1][is_transition]
+    loss, metrics = a2c_loss(log_prob, entropy, values, advantages, returns, args.vf_coef, args.ent_coef)
     optimizer.zero_grad()
     loss.backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -141,135 +173,173 @@ def update(agent, optimizer, observations, actions, rewards, terminateds, dones,
 def train(args):
     """Train, log, save and evaluate -> (agent, history), history a list of (global_step, episode_return)."""
     torch.manual_seed(args.seed)
-    torch.set_num_threads(1)  # the network is tiny: one thread beats many
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs))
+    torch.set_num_threads(1)  # one thread is faster than several for a network this small
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
+    if args.capture_video and "rgb_array" not in envs.metadata["render_modes"]:  # say so now, not after training
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space).to(args.device)
-    # Without momentum (β1 = 0), like the paper's RMSProp: the next rollout comes from another policy.
+    # No momentum (β1 = 0), as in the paper's RMSProp: the next rollout is sampled from a different policy.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
-    start_step, run_id = load_checkpoint(args, agent=agent, optimizer=optimizer) if args.resume else (0, None)
-    torch.manual_seed(args.seed + start_step)  # a resumed run does not repeat its noise
+    start_step, run_id = 0, None
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
+        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    torch.manual_seed(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
 
-    # A rollout is written in NumPy, like the environments; to assign to a row copies.
+    # Rollouts are NumPy arrays, like the environments' output; assigning to a row copies.
     shape = args.num_steps, args.num_envs
     observations = np.zeros((args.num_steps + 1, args.num_envs, *obs_space.shape), np.float32)
     actions = np.zeros((*shape, *action_space.shape), np.int64 if agent.discrete else np.float32)
     rewards = np.zeros(shape, np.float32)
-    terminateds, dones, valids = np.zeros((3, *shape), bool)
+    terminations, dones, is_transition = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
     done = np.zeros(args.num_envs, bool)
     history = []
-    global_step = start_step  # counts the resets, too
-    observations[0], _ = envs.reset(seed=env_seed(args.seed, 0, start_step))
-    run, folder = start_run(args, run_id, args.device)
+    global_step = start_step  # includes reset steps
+    next_log = start_step + args.log_interval
+    observations[0], _ = envs.reset(seed=derive_seed(args.seed, 0, start_step))
+    run, folder = start_run(args, run_id)
     start_time = time.perf_counter()
-    try:
+
+    def save():
+        return save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
+
+    with finishing(run, envs, save):
         while global_step < args.total_timesteps:
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - global_step / args.total_timesteps)
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - global_step / args.total_timesteps)
 
             # 1. Play num_steps in every environment with the current policy.
             for t in range(args.num_steps):
                 with torch.inference_mode():
                     output, _ = agent(torch.as_tensor(observations[t], device=args.device))
                     actions[t] = agent.sample(output).cpu()
-                valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
-                # With a done comes the episode's true last observation: a time limit bootstraps from its value.
-                observations[t + 1], rewards[t], terminateds[t], truncated, infos = envs.step(actions[t])
+                is_transition[t] = ~done  # the step after a done only resets: its action is ignored
+                # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
+                observations[t + 1], rewards[t], terminations[t], truncated, infos = envs.step(actions[t])
                 rewards[t] *= args.reward_scale
-                done = dones[t] = terminateds[t] | truncated
+                done = dones[t] = terminations[t] | truncated
                 global_step += args.num_envs
-                history += [(global_step, float(infos["episode"]["r"][i])) for i in np.flatnonzero(done)]
+                history += [(global_step, float(infos["statistics"]["r"][i])) for i in np.flatnonzero(done)]
 
             # 2. Learn from the whole rollout, in one gradient step.
-            if valids.any():  # else resets alone
-                metrics = update(agent, optimizer, observations, actions, rewards, terminateds, dones, valids, args)
+            if is_transition.any():
+                metrics = update(
+                    agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args
+                )
             observations[0] = observations[-1]
 
             # 3. Log and save.
-            if global_step % args.log_interval < args.num_envs * args.num_steps or global_step >= args.total_timesteps:
-                speed = (global_step - start_step) / (time.perf_counter() - start_time)
-                log_progress(run, args, global_step, speed, history, envs.length_queue, metrics)
-                save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
+            if global_step >= min(next_log, args.total_timesteps):
+                next_log += args.log_interval
+                metrics["charts/SPS"] = (global_step - start_step) / (time.perf_counter() - start_time)
+                metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+                log_progress(run, args, global_step, history, envs.length_queue, metrics)
+                save()
 
+        envs.close()
         log_evaluation(run, folder, agent, args, global_step)
-    finally:
-        try:  # after Ctrl-C, SIGTERM or an environment's error, too: what has been learned is kept
-            if global_step > start_step:
-                save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
-                print(f"checkpoint  {folder / 'checkpoint.pt'}  step {global_step:,}", flush=True)
-        finally:
-            envs.close()
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
     return agent, history
 
 
 def evaluate(agent, args, num_episodes, video_folder=None):
-    """Play greedy episodes side by side, in environments seeded away from training's -> their returns, floats."""
-    envs = make_envs(args, num_episodes, **({"render_mode": "rgb_array"} if video_folder else {}))
+    """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
+    render = {"render_mode": "rgb_array"} if video_folder else {}
+    envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder), episode_trigger=lambda episode: episode == 0)
-    obs, _ = envs.reset(seed=env_seed(args.seed, 1))
+        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
+            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
+        )
+    obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
-    playing = np.ones(num_episodes, bool)  # each environment counts for its first episode: more would favour short ones
-    for _ in range(100_000):  # a greedy policy may go in circles where no time limit stops it
-        if not playing.any():
-            break
+    playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
+    for _ in range(100_000):  # without a time limit a greedy policy may loop forever
         with torch.inference_mode():
             output, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
             action = agent.greedy(output).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
+        if not playing.any():
+            break
+    else:
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
-def env_seed(*key):
-    """A seed for environments, far from that of another key: Gymnasium counts up from it, one per environment."""
+def derive_seed(*key):
+    """An independent seed for each key."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
-def make_envs(args, num_envs, **render):
-    """Environments stepped together, which reset themselves in the step after a done; RunError if they do not fit."""
-    envs = gym.make_vec(args.env_id, num_envs=num_envs, **render)
+def make_envs(args, num_envs, **options):
+    """Environments stepped in parallel, which reset in the step after a done; RunError for actions it cannot learn."""
+    envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    flat = isinstance(obs_space, Box) and len(obs_space.shape) == 1
-    if not (flat and (discrete or continuous) and autoreset == gym.vector.AutoresetMode.NEXT_STEP):
+    if not (discrete or continuous) or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: takes flat observations, Discrete (from 0) or flat float actions and "
-            f"AutoresetMode.NEXT_STEP, not {obs_space}, {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and "
+            f"AutoresetMode.NEXT_STEP; it has {action_space} and {autoreset}"
         )
-    return envs if discrete else gym.wrappers.vector.ClipAction(envs)
+    if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
+        envs = gym.wrappers.vector.FlattenObservation(envs)
+    if continuous and action_space.is_bounded():  # the policy acts in [-1, 1]
+        envs = gym.wrappers.vector.RescaleAction(envs, np.float32(-1), np.float32(1))
+    return gym.wrappers.vector.ClipAction(envs) if continuous else envs
 
 
-def start_run(args, run_id, device):
-    """Make the run's folder and start W&B; with run_id both go on with those of --resume -> (run, folder)."""
+def start_run(args, run_id):
+    """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{Path(__file__).stem}__{args.seed}__{new_id}"
-    folder = Path(args.run_dir, name) if run_id is None else Path(args.resume).resolve().parent
+    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"project": args.wandb_project, "mode": args.wandb_mode, "name": folder.name}
-    run = wandb.init(**where, id=run_id or new_id, resume="allow", config=vars(args) | {"torch": torch.__version__})
+    run = wandb.init(
+        project=args.wandb_project,
+        mode=args.wandb_mode,
+        name=folder.name,
+        id=run_id or new_id,
+        resume="allow",
+        config=vars(args),
+        save_code=True,
+    )
     run.define_metric("*", step_metric="global_step")
-    print(f"{Path(__file__).name}  {args.env_id}  {device}  {folder}", flush=True)
+    print(f"{SCRIPT}  {args.env_id}  {getattr(args, 'device', 'cpu')}  {folder}", flush=True)
     return run, folder
 
 
-def log_progress(run, args, global_step, speed, history, lengths, metrics):
-    """A row in W&B and a line in the terminal: means over the last 100 episodes, steps/s and the metrics."""
-    returns = [episode_return for _, episode_return in history[-100:]]
-    mean_return, mean_length = (np.mean(x or [np.nan]) for x in (returns, lengths))
-    row = {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "charts/SPS": speed}
-    row |= {name: torch.as_tensor(value).item() for name, value in metrics.items()}
-    run.log(row | {"global_step": global_step})
-    left = max(0, args.total_timesteps - global_step) / speed
+@contextlib.contextmanager
+def finishing(run, envs, save):
+    """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
+    try:
+        yield
+    finally:
+        try:
+            print(f"checkpoint  {save()}", flush=True)
+        finally:
+            envs.close()
+            run.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+
+def log_progress(run, args, global_step, history, lengths, metrics):
+    """Log the metrics and the means over the last 100 episodes to W&B, and a line to the terminal."""
+    mean_return = np.mean([episode_return for _, episode_return in history[-100:]] or [np.nan])
+    mean_length = np.mean(lengths or [np.nan])
+    row = {name: torch.as_tensor(value).item() for name, value in metrics.items()}
+    row |= {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "global_step": global_step}
+    run.log(row)
+    speed = row["charts/SPS"]
+    left = max(0, args.total_timesteps - global_step) / speed  # seconds
     print(f"step {global_step:11,}  return {mean_return:8.1f}  {speed:9,.0f} steps/s  {left:6.0f} s left", flush=True)
 
 
 def log_evaluation(run, folder, agent, args, global_step):
-    """The greedy policy's mean return and, if wanted, its video, to W&B and the terminal."""
+    """Log the greedy policy's return and, with --capture-video, a video."""
     if args.eval_episodes:
         returns = evaluate(agent, args, args.eval_episodes)
         mean, std = np.mean(returns), np.std(returns)
@@ -280,31 +350,33 @@ def log_evaluation(run, folder, agent, args, global_step):
         run.log({"eval/video": wandb.Video(str(next(folder.glob("video/*.mp4")))), "global_step": global_step})
 
 
-def save_checkpoint(folder, args, global_step, run_id, **parts):
-    """Write FOLDER/checkpoint.pt, whole or not at all: tensors, numbers and strings, which torch.load deems safe."""
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    checkpoint |= {"script": Path(__file__).stem, "flags": vars(args), "global_step": global_step, "run_id": run_id}
+def save_checkpoint(folder, args, global_step, run_id, **modules):
+    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    checkpoint = {name: module.state_dict() for name, module in modules.items()}
+    checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk an OSError, and the last one is kept
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+    return folder / "checkpoint.pt"
 
 
-def load_checkpoint(args, **parts):
-    """Restore what save_checkpoint wrote to args.resume -> (global_step, run_id)."""
+def load_checkpoint(path, **modules):
+    """Read what save_checkpoint wrote and restore the modules -> the checkpoint; RunError if it does not fit."""
     try:
-        checkpoint = torch.load(args.resume, map_location="cpu", weights_only=True)
-        if (checkpoint["script"], checkpoint["flags"]["env_id"]) != (Path(__file__).stem, args.env_id):
-            raise ValueError("it is of another script or environment")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        return checkpoint["global_step"], checkpoint["run_id"]
-    except Exception as error:  # a file from anywhere can fail in any way
-        raise RunError(f"--resume {args.resume}: no checkpoint of this script and network: {error!r:.200}") from None
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it belongs to {checkpoint['script']}.py")
+        for name, module in modules.items():
+            module.load_state_dict(checkpoint[name])
+    except Exception as error:  # an arbitrary file can fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
+    return checkpoint
 
 
 class RunError(ValueError):
-    """What the user can mend; the program ends with its text as one line."""
+    """An error that the user can fix; main prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):
@@ -312,7 +384,7 @@ def number(kind, low, high=sys.maxsize):
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"
@@ -321,9 +393,10 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
     try:
         train(parse_args())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (RunError, ImportError, MemoryError, OSError, gym.error.Error, wandb.Error) as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    except (RunError, gym.error.Error, wandb.Error) as error:
+        sys.exit(f"{SCRIPT}.py: error: {error}")

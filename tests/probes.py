@@ -1,4 +1,4 @@
-"""Tiny environments with known answers, registered on import: `probes:Name-v0` or, once imported, `Name-v0`."""
+"""Tiny environments with known solutions, registered on import: `probes:Name-v0` or, once imported, `Name-v0`."""
 
 import gymnasium as gym
 import numpy as np
@@ -6,7 +6,7 @@ from gymnasium.spaces import Box, Discrete
 
 
 class Probe(gym.Env):
-    """Flat observations of one number, two actions; subclasses define `play`."""
+    """Observations of one number, two actions; subclasses define `play`."""
 
     observation_space = Box(-1.0, 1.0, (1,), np.float32)
     action_space = Discrete(2)
@@ -58,21 +58,21 @@ class ActionReward(Probe):
 
 
 class ObservationActionReward(ObservationReward):
-    """One step, reward 1 for the action that the observation asks for, -1 for the other."""
+    """One step, reward 1 for action 1 where the observation is 1, else for action 0; -1 for the other action."""
 
     def play(self, action):
         return 0.0, 1 if (action == 1) == (self.obs > 0) else -1, True
 
 
 class EndlessReward(Probe):
-    """Reward 1 for ever, cut by the clock: V = 1 / (1 - γ), not the sum up to the cut."""
+    """Reward 1 at every step, truncated: V = 1 / (1 - γ), not the sum up to the time limit."""
 
     def play(self, action):
         return 0.0, 1, False
 
 
 class Memory(Probe):
-    """Three steps, observed as a cue, -1 or 1, then 0, 0; reward 1 if the last action is the one for the cue."""
+    """Three steps, observed as a cue of -1 or 1, then 0, 0; reward 1 if the last action matches the cue, else -1."""
 
     def first_obs(self):
         self.cue = float(self.np_random.choice([-1.0, 1.0]))
@@ -94,7 +94,7 @@ class Target(Probe):
 
 
 class Crash(Probe):
-    """It raises at the 1000th step of the environment."""
+    """An environment that raises in its 1000th step."""
 
     steps = 0
 
@@ -106,7 +106,7 @@ class Crash(Probe):
 
 
 class CrashTable(Crash):
-    """The same with one discrete observation."""
+    """The same with a single discrete observation."""
 
     observation_space = Discrete(1)
 
@@ -118,7 +118,7 @@ class CrashTable(Crash):
 
 
 class NotANumber(Probe):
-    """Its reward is NaN from the 300th step of the environment on."""
+    """The reward is NaN from the 300th step on."""
 
     steps = 0
 
@@ -128,7 +128,7 @@ class NotANumber(Probe):
 
 
 class NotANumberTable(NotANumber):
-    """The same with one discrete observation."""
+    """The same with a single discrete observation."""
 
     observation_space = Discrete(1)
 
@@ -140,7 +140,7 @@ class NotANumberTable(NotANumber):
 
 
 class Scripted(gym.Env):
-    """Episodes of 3 steps that end by themselves, then of 4 that the clock cuts, in turn; obs = (episode, t)."""
+    """Alternating episodes of 3 steps that terminate and 4 that are truncated; obs = (episode, t)."""
 
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     action_space = Discrete(2)
@@ -160,12 +160,161 @@ class Scripted(gym.Env):
         return obs, float(10 * self.episode + self.t), terminated, truncated, {}
 
 
-class DictObservation(Probe):
-    observation_space = gym.spaces.Dict({"x": Box(-1.0, 1.0, (1,), np.float32)})
+class Cue(gym.Env):
+    """20 steps; action 1 is right where the sign is 1, else action 0. Best return 20, by chance 10."""
+
+    observation_space = Box(-1, 1, (1,), np.float32)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = np.array([self.np_random.choice([-1, 1])], np.float32)
+        return self.show(), {}
+
+    def step(self, action):
+        reward = float(self.judge(action))
+        self.state[0] = self.np_random.choice([-1, 1])
+        return self.show(), reward, False, False, self.info()
+
+    def show(self):
+        return self.state.copy()
+
+    def judge(self, action):
+        return (action == 1) == (self.state[0] > 0)
+
+    def info(self):
+        return {}
 
 
-class ImageObservation(Probe):
-    observation_space = Box(0, 255, (84, 84, 3), np.uint8)
+class ByDict(Cue):
+    """Uses its action as a dictionary key."""
+
+    def judge(self, action):
+        return {0: -1, 1: 1}[action] == self.state[0]
+
+
+class InPlace(Cue):
+    """Returns the same array at every step and overwrites it."""
+
+    def show(self):
+        return self.state
+
+
+class Ragged(Cue):
+    """Its info holds arrays of changing length."""
+
+    def info(self):
+        return {"legal": np.arange(np.random.default_rng().integers(1, 4))}
+
+
+class Percent(Cue):
+    """The action should be 75, within a range from 50 to 100."""
+
+    action_space = Box(50, 100, (1,), np.float32)
+
+    def judge(self, action):
+        return 1 - abs(action[0] - 75) / 25
+
+
+class Endless(Cue):
+    """Only action 1 ends an episode, and it costs 1."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.zeros((400, 600, 3), np.uint8)
+
+    def step(self, action):
+        return self.show(), -float(action), bool(action), False, {}
+
+
+class WrongShape(Cue):
+    """Its observations have another shape than its space says."""
+
+    def show(self):
+        return self.state.copy()[None]
+
+
+class Square(Cue):
+    """Observations of shape (5, 5)."""
+
+    observation_space = Box(-1, 1, (5, 5), np.float64)
+
+    def show(self):
+        return np.full((5, 5), float(self.state[0]))
+
+
+class Mixed(Cue):
+    """Observations that are a dictionary of a tuple, a discrete value and bits."""
+
+    observation_space = gym.spaces.Dict(
+        {
+            "pair": gym.spaces.Tuple([Discrete(3), Box(-1, 1, (2, 2), np.float32)]),
+            "sign": Discrete(2),
+            "bits": gym.spaces.MultiBinary(4),
+        }
+    )
+
+    def show(self):
+        square = np.zeros((2, 2), np.float32)
+        return {"pair": (1, square), "sign": int(self.state[0] > 0), "bits": np.ones(4, np.int8)}
+
+
+class OnlyOne(Cue):
+    """A simulator of which only one can be open."""
+
+    open = 0
+
+    def __init__(self):
+        assert OnlyOne.open == 0, "another one is open"
+        OnlyOne.open += 1
+
+    def close(self):
+        OnlyOne.open = 0
+
+
+class OnlyOneTable(OnlyOne):
+    """The same with a single discrete observation."""
+
+    observation_space = Discrete(1)
+
+    def show(self):
+        return 0
+
+
+class NotANumberObservation(Cue):
+    """Observations are NaN from the 300th step on."""
+
+    steps = 0
+
+    def show(self):
+        self.steps += 1
+        return self.state.copy() if self.steps < 300 else np.full(1, np.nan, np.float32)
+
+
+class NeedsFile(Cue):
+    """Opens a file that does not exist."""
+
+    def __init__(self):
+        open("level.json")
+
+
+class Kwargs(Cue):
+    """Takes an option: a bonus for each step."""
+
+    def __init__(self, bonus=0.0):
+        self.bonus = bonus
+
+    def judge(self, action):
+        return super().judge(action) + self.bonus
+
+
+def recorded():
+    """CartPole, already wrapped in RecordEpisodeStatistics."""
+    return gym.wrappers.RecordEpisodeStatistics(gym.make("CartPole-v1"))
 
 
 class MultiDiscreteAction(Probe):
@@ -187,7 +336,7 @@ class BrokenReset(Probe):
 
 
 def same_step(num_envs, **kwargs):
-    """A vector environment that resets within the step of the done."""
+    """A vector environment that resets in the same step that ends an episode."""
     return gym.vector.SyncVectorEnv([ConstantReward] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
@@ -206,11 +355,35 @@ for probe, limit in (
     (NotANumber, None),
     (NotANumberTable, None),
     (Scripted, None),
-    (DictObservation, None),
-    (ImageObservation, None),
     (MultiDiscreteAction, None),
     (IntegerAction, None),
     (NeedsArgument, None),
     (BrokenReset, None),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)
+
+
+def recorded_lake():
+    """FrozenLake, already wrapped in RecordEpisodeStatistics."""
+    return gym.wrappers.RecordEpisodeStatistics(gym.make("FrozenLake-v1"))
+
+
+for probe in (
+    Cue,
+    ByDict,
+    InPlace,
+    Ragged,
+    Percent,
+    WrongShape,
+    Square,
+    Mixed,
+    OnlyOne,
+    OnlyOneTable,
+    NotANumberObservation,
+    NeedsFile,
+    Kwargs,
+):
+    gym.register(f"{probe.__name__}-v0", probe, max_episode_steps=20)
+gym.register("Endless-v0", Endless)
+gym.register("Recorded-v0", recorded)
+gym.register("RecordedLake-v0", recorded_lake)
