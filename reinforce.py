@@ -2,23 +2,26 @@
 # requires-python = ">=3.11"
 # dependencies = ["gymnasium[classic-control,other]>=1.2.1", "numpy>=1.26", "torch>=2.6", "wandb>=0.28"]
 # ///
-"""REINFORCE: Monte-Carlo policy gradient on batches of whole episodes, with a choice of weights Ψ for its ∇log π.
+"""REINFORCE: Monte-Carlo policy gradient on batches of whole episodes, with a choice of weights Ψ_t.
 
 Papers   Williams 1992 (doi:10.1007/BF00992696); Schulman et al. 2016 (arXiv:1506.02438); elite: Mannor et al. 2003
 Update   L = -1/N Σ_episodes Σ_t [Ψ_t log π(a_t|s_t) + ent_coef H(π(·|s_t))] + E[(G_t - V(s_t))²]
-         G_t = r_t + γ G_t+1, 0 after the end    N = num_envs    Ψ and G are constants    an Adam step a batch
+         G_t = r_t + γ G_t+1, and 0 after the end    N = num_envs    Ψ and G are constants    one Adam step per batch
          total_return: Ψ_t = G_0    reward_to_go: G_t    mean_baseline: G_t - mean G    value_baseline: G_t - V(s_t)
-         elite: 1 in the best elite_fraction N episodes, 0 in the others    V learns only for value_baseline
-Bias     -∇L (ent_coef 0) is on average the gradient of E[G_0] for total_return and, at γ = 1 with no episode cut, for
-         reward_to_go and value_baseline; for mean_baseline but for O(1/N), as the mean holds the episode; not for elite
-Departs  no γ^t before Ψ_t (for γ < 1 a bias); Adam without momentum; the gradient is clipped. An episode that is cut,
-         by a time limit or the end of training, ends there; only value_baseline goes on with γ V(last observation)
+         elite: 1 in the best elite_fraction N episodes, 0 in the others    V is learned only for value_baseline
+Bias     With ent_coef 0, -∇L is on average the gradient of E[G_0] for total_return and, if γ = 1 and no episode is
+         truncated, for reward_to_go and value_baseline. mean_baseline has a bias of O(1/N), because the episode is
+         part of the mean. elite follows another objective.
+Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam without momentum. An episode that is truncated, by a time limit or
+         the end of training, ends there; only value_baseline bootstraps, from V(last observation)
 Run      python reinforce.py    python reinforce.py --psi elite
-Result   greedy return 499.5 ± 1.6 (10 seeds), 3.9 s of training (one core of an AMD EPYC)
+Result   greedy return 499.5 ± 1.6 (10 seeds)
 """
 
 import argparse
+import contextlib
 import io
+import json
 import os
 import re
 import secrets
@@ -26,6 +29,7 @@ import signal
 import sys
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -35,58 +39,75 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
+SCRIPT = "reinforce"  # names run folders and checkpoints
+
 
 def parse_args(argv=None):
-    """Flags -> argparse.Namespace; a value out of range ends the program with one line and exit code 2."""
+    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    devices = ["cpu", *["cuda"] * bool(gpus), *gpus, *["mps"] * torch.backends.mps.is_available()]
-    add("--env-id", default="CartPole-v1", help="Gymnasium id: flat observations, discrete or continuous actions")
-    add("--total-timesteps", type=number(int, 1), default=400_000, help="environment steps, over all environments")
-    add("--num-envs", type=number(int, 1), default=64, help="environments stepped together: N episodes per update")
     choices = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
-    add("--psi", default="value_baseline", choices=choices, help="Ψ, the weight of ∇log π: see the head of the file")
-    add("--elite-fraction", type=number(float, 0, 1), default=0.25, help="elite: share of the episodes learned from")
-    add("--learning-rate", type=number(float, 0), default=3e-3, help="Adam's step size, falling linearly to 0, α")
-    add("--value-learning-rate", type=number(float, 0), default=2e-2, help="value_baseline: the same for V")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
+    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--total-timesteps", type=number(int, 1), default=400_000, help="environment steps, summed over environments")
+    add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel: N episodes per update")
+    add("--psi", default="value_baseline", choices=choices, help="Ψ_t, what multiplies ∇log π(a_t|s_t)")
+    add("--elite-fraction", type=number(float, 0, 1), default=0.25, help="for --psi elite: fraction of episodes kept")
+    add("--learning-rate", type=number(float, 0), default=3e-3, help="Adam's step size for π")
+    add("--value-learning-rate", type=number(float, 0), default=2e-2, help="Adam's step size for V (value_baseline)")
+    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step sizes linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.998, help="discount γ")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus")
-    add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the global norm of the gradient to this")
-    add("--seed", type=number(int, 0), default=1, help="seeds networks, environments and actions")
-    add("--device", default="cpu", choices=devices, help="what torch finds of cpu, cuda, cuda:N and mps")
+    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
-    add("--resume", help="checkpoint.pt to go on from, with fresh episodes; one that is complete is only evaluated")
-    add("--run-dir", default="runs", help="parent of the run folder, which holds the checkpoint and the video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), choices=["disabled", "offline", "online"])
-    add("--wandb-project", default=os.environ.get("WANDB_PROJECT", "reference-rl"), help="W&B project")
-    return parser.parse_args(argv)
+    add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
+    add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
+    args = parser.parse_args(argv)
+    try:
+        torch.empty(0, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+        flags = load_checkpoint(args.resume)["flags"]
+        kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
+        parser.set_defaults(**{name: flags[name] for name in kept})
+        args = parser.parse_args(argv)
+        if args.env_id != flags["env_id"]:
+            parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
+    return args
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s), a network each; π is categorical for discrete actions, normal for continuous ones."""
+    """π(a|s) and V(s), separate networks; π is categorical for discrete actions, normal for continuous ones."""
 
     def __init__(self, obs_space, action_space):
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
-        self.actor, self.critic = (
-            nn.Sequential(nn.Linear(*obs_space.shape, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, size))
-            for size in (num_outputs, 1)
-        )
-        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # the same in all states
+
+        def mlp(size):
+            obs_dim = obs_space.shape[0]
+            return nn.Sequential(nn.Linear(obs_dim, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, size))
+
+        self.actor = mlp(num_outputs)
+        self.critic = mlp(1)
+        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
 
     def forward(self, obs):
         """(..., obs_dim) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
         return self.actor(obs), self.critic(obs).squeeze(-1)
 
     def sample(self, output):
-        """Logits or means -> actions drawn from π(·|s), (..., *action_shape)."""
-        if self.discrete:  # Gumbel-max: the largest logit after adding noise is a draw from softmax(logits)
-            return (output - torch.empty_like(output).exponential_().log()).argmax(-1)
+        """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
+        if self.discrete:
+            probs = output.softmax(-1).nan_to_num(1.0)  # let NaN pass: the gradient's check says what to do
+            return torch.multinomial(probs, 1).squeeze(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
 
     def greedy(self, output):
@@ -103,52 +124,57 @@ class ActorCritic(nn.Module):
 
 
 def discounted_returns(rewards, gamma):
-    """G_t = r_t + γ G_t+1 as a backward recursion from 0; rewards and the result are (num_steps, num_envs)."""
-    returns = np.zeros((len(rewards) + 1, *rewards.shape[1:]), np.float32)  # a row more, of zeros, after the last step
+    """G_t = r_t + γ G_t+1, computed backwards from 0; rewards and the result are (num_steps, num_envs)."""
+    returns = np.zeros((len(rewards) + 1, *rewards.shape[1:]), np.float32)  # one extra row of zeros
     for t in reversed(range(len(rewards))):
         returns[t] = rewards[t] + gamma * returns[t + 1]
     return returns[:-1]
 
 
-def psi_weights(psi, returns, values, valids, elite_fraction):
-    """Ψ of the header by its name, (batch,), from G_t and valids, (num_steps, num_envs), and V(s_t), (batch,)."""
-    episodes = valids.nonzero()[1]  # of each step
-    best = returns[0].argsort()[-max(1, round(elite_fraction * len(returns[0]))) :]  # the first row is G_0
-    return {
-        "total_return": returns[0][episodes],
-        "reward_to_go": returns[valids],
-        "mean_baseline": returns[valids] - returns[valids].mean(),
-        "value_baseline": returns[valids] - values,
-        "elite": np.isin(episodes, best).astype(np.float32),
-    }[psi]
+def psi_weights(psi, returns, values, is_transition, elite_fraction):
+    """The weights Ψ_t selected by name, (batch,); returns G_t and is_transition are (num_steps, num_envs)."""
+    if psi == "total_return":
+        episode_of_step = is_transition.nonzero()[1]
+        return returns[0][episode_of_step]  # the first row is G_0
+    if psi == "reward_to_go":
+        return returns[is_transition]
+    if psi == "mean_baseline":
+        return returns[is_transition] - returns[is_transition].mean()
+    if psi == "value_baseline":
+        return returns[is_transition] - values
+    num_elite = max(1, round(elite_fraction * returns.shape[1]))
+    elite_episodes = returns[0].argsort()[-num_elite:]
+    return np.isin(is_transition.nonzero()[1], elite_episodes).astype(np.float32)
 
 
 def reinforce_loss(log_prob, entropy, weights, num_episodes, ent_coef):
-    """L of the header but for the value loss -> (loss, metrics); every tensor is (batch,), of all episodes."""
-    # Sums over episodes, not means over steps: those would count a step of a long episode for less than it is.
+    """The loss L without the value loss -> (loss, metrics); every tensor is (batch,), the steps of all episodes."""
+    # Sums over episodes, not means over steps: a mean would give the steps of long episodes less weight.
     policy_loss = -(weights * log_prob).sum() / num_episodes
     loss = policy_loss - ent_coef * entropy.sum() / num_episodes
     return loss, {"losses/policy_loss": policy_loss, "losses/entropy": entropy.mean()}
 
 
-def update(agent, optimizer, observations, actions, rewards, cuts, valids, args):
+def update(agent, optimizer, observations, actions, rewards, truncations, is_transition, args):
     """One gradient step on a batch -> metrics; observations has num_steps + 1 rows, the other arrays num_steps."""
-    output, values = agent(torch.as_tensor(observations[:-1][valids], device=args.device))  # (batch, ...)
-    if args.psi == "value_baseline":  # an episode that the clock cut would have gone on
-        last_values = agent.critic(torch.as_tensor(observations[1:][cuts], device=args.device)).squeeze(-1)
-        rewards[cuts] += args.gamma * last_values.detach().cpu().numpy()
-    returns = discounted_returns(rewards, args.gamma)  # like Ψ without gradient
-    weights = psi_weights(args.psi, returns, values.detach().cpu().numpy(), valids, args.elite_fraction)
-    batch = actions[valids], returns[valids], weights
-    actions, returns, weights = (torch.as_tensor(x, device=args.device) for x in batch)
+    to_tensor = partial(torch.as_tensor, device=args.device)
+    output, values = agent(to_tensor(observations[:-1][is_transition]))  # (batch, ...)
+    if args.psi == "value_baseline":  # a truncated episode would have continued
+        last_values = agent.critic(to_tensor(observations[1:][truncations])).squeeze(-1)
+        rewards[truncations] += args.gamma * last_values.detach().cpu().numpy()
+    returns = discounted_returns(rewards, args.gamma)
+    weights = psi_weights(args.psi, returns, values.detach().cpu().numpy(), is_transition, args.elite_fraction)
+    actions, returns, weights = to_tensor(actions[is_transition]), to_tensor(returns[is_transition]), to_tensor(weights)
     log_prob, entropy = agent.log_prob_and_entropy(output, actions)
     loss, metrics = reinforce_loss(log_prob, entropy, weights, args.num_envs, args.ent_coef)
     if args.psi == "value_baseline":
-        metrics["losses/value_loss"] = (returns - values).square().mean()
-        loss = loss + metrics["losses/value_loss"]
+        value_loss = (returns - values).square().mean()
+        loss = loss + value_loss
+        explained_variance = 1 - (returns - values).detach().var(correction=0) / returns.var(correction=0)
+        metrics |= {"losses/value_loss": value_loss, "losses/explained_variance": explained_variance}
     optimizer.zero_grad()
     loss.backward()
-    grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    grad_norm = nn.utils.get_total_norm([p.grad for p in agent.parameters() if p.grad is not None])
     if not grad_norm.isfinite():
         raise RunError(f"the gradient is not finite: lower --learning-rate, or look for NaN in {args.env_id}")
     optimizer.step()
@@ -158,139 +184,180 @@ def update(agent, optimizer, observations, actions, rewards, cuts, valids, args)
 def train(args):
     """Train, log, save and evaluate -> (agent, history), history a list of (global_step, episode_return)."""
     torch.manual_seed(args.seed)
-    torch.set_num_threads(1)  # the network is tiny: one thread beats many
+    torch.set_num_threads(1)  # one thread is faster than several for a network this small
     envs = make_envs(args, args.num_envs)
+    if args.capture_video and "rgb_array" not in envs.metadata["render_modes"]:  # say so now, not after training
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space).to(args.device)
-    # V takes larger steps than π: it has few batches in which to rise from 0 to returns of hundreds.
-    policy = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
-    groups = [{"params": policy}, {"params": agent.critic.parameters()}]
-    # Without momentum (β1 = 0): the next batch comes from another policy.
-    optimizer = torch.optim.Adam(groups, betas=(0.0, 0.999), eps=1e-5, fused=True)
-    start_step, run_id = load_checkpoint(args, agent=agent, optimizer=optimizer) if args.resume else (0, None)
-    torch.manual_seed(args.seed + start_step)  # a resumed run does not repeat its noise
+    policy_parameters = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+    # No momentum (β1 = 0): the next batch is sampled from a different policy.
+    optimizer = torch.optim.Adam(
+        [{"params": policy_parameters}, {"params": agent.critic.parameters()}], betas=(0.0, 0.999), eps=1e-5, fused=True
+    )
+    start_step, run_id = 0, None
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
+        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    torch.manual_seed(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
 
-    history, lengths = [], deque(maxlen=100)  # lengths of the last episodes
-    global_step = start_step  # counts what is learned from, not what an environment plays after its episode
-    run, folder = start_run(args, run_id, args.device)
+    history, lengths = [], deque(maxlen=100)
+    global_step = start_step  # counts only steps that are learned from
+    next_log = start_step + args.log_interval
+    run, folder = start_run(args, run_id)
     start_time = time.perf_counter()
-    try:
-        while global_step < args.total_timesteps:
-            for group, rate in zip(optimizer.param_groups, (args.learning_rate, args.value_learning_rate), strict=True):
-                group["lr"] = rate * (1 - global_step / args.total_timesteps)
 
-            # 1. Play one episode in every environment. Taking the first N that end would favour short episodes, so
-            # whoever has ended plays on, unseen, until the last one has.
-            step = global_step
-            obs, _ = envs.reset(seed=env_seed(args.seed, 0, step))
-            observations, steps = [obs], []
-            running, episode_return = np.ones(args.num_envs, bool), np.zeros(args.num_envs)
-            while running.any():
+    def save():
+        return save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
+
+    with finishing(run, envs, save):
+        while global_step < args.total_timesteps:
+            remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
+            optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
+            # V takes larger steps than π: it must grow from 0 to the hundreds in few batches.
+            optimizer.param_groups[1]["lr"] = args.value_learning_rate * remaining
+
+            # 1. Play one episode in every environment. Taking the first N episodes that end would favour short ones,
+            # so finished environments keep stepping, ignored, until the last one finishes.
+            obs, _ = envs.reset(seed=derive_seed(args.seed, 0, global_step))
+            observations, actions, rewards, truncations, is_transition = [np.array(obs, np.float32)], [], [], [], []
+            playing = np.ones(args.num_envs, bool)
+            episode_return = np.zeros(args.num_envs)
+            while playing.any() and global_step < args.total_timesteps:
                 with torch.inference_mode():
-                    output = agent.actor(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
+                    output = agent.actor(torch.as_tensor(observations[-1], device=args.device))
                     action = agent.sample(output).cpu().numpy()
                 obs, reward, terminated, truncated, _ = envs.step(action)
-                step += int(running.sum())
-                done = running & (terminated | truncated)
-                # With a done comes the episode's true last observation; the environment resets only in its next step.
-                cut = running & ~terminated & (truncated | (step >= args.total_timesteps))
-                observations.append(obs)
-                steps.append((action, (reward * running).astype(np.float32), cut, running))
+                done = playing & (terminated | truncated)
+                # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
+                observations.append(np.array(obs, np.float32))
+                actions.append(action)
+                rewards.append(np.where(playing, reward, 0).astype(np.float32))
+                truncations.append(done & ~terminated)
+                is_transition.append(playing)
+                global_step += int(playing.sum())
                 episode_return += reward
-                history += [(step, float(x)) for x in episode_return[done]]
-                lengths += [len(steps)] * int(done.sum())
-                running = running & ~(done | cut)
+                history += [(global_step, float(x)) for x in episode_return[done]]
+                lengths += [len(actions)] * int(done.sum())
+                playing = playing & ~done
+            truncations[-1] |= playing  # the end of training truncates the episodes that are still running
 
-            # 2. Learn from the whole batch, in one gradient step.
-            batch = (np.stack(x) for x in zip(*steps, strict=True))  # each (num_steps, num_envs, ...)
-            metrics = update(agent, optimizer, np.stack(observations).astype(np.float32), *batch, args)
-            first_step, global_step = global_step, step
+            # 2. Learn from all episodes, in one gradient step.
+            observations, actions, rewards = np.stack(observations), np.stack(actions), np.stack(rewards)
+            truncations, is_transition = np.stack(truncations), np.stack(is_transition)
+            metrics = update(agent, optimizer, observations, actions, rewards, truncations, is_transition, args)
 
             # 3. Log and save.
-            if global_step % args.log_interval < global_step - first_step or global_step >= args.total_timesteps:
-                speed = (global_step - start_step) / (time.perf_counter() - start_time)
-                log_progress(run, args, global_step, speed, history, lengths, metrics)
-                save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
+            if global_step >= min(next_log, args.total_timesteps):
+                while next_log <= global_step:
+                    next_log += args.log_interval
+                metrics["charts/SPS"] = (global_step - start_step) / (time.perf_counter() - start_time)
+                metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+                log_progress(run, args, global_step, history, lengths, metrics)
+                save()
 
+        envs.close()
         log_evaluation(run, folder, agent, args, global_step)
-    finally:
-        try:  # after Ctrl-C, SIGTERM or an environment's error, too: what has been learned is kept
-            if global_step > start_step:
-                save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
-                print(f"checkpoint  {folder / 'checkpoint.pt'}  step {global_step:,}", flush=True)
-        finally:
-            envs.close()
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
     return agent, history
 
 
 def evaluate(agent, args, num_episodes, video_folder=None):
-    """Play greedy episodes side by side, in environments seeded away from training's -> their returns, floats."""
-    envs = make_envs(args, num_episodes, **({"render_mode": "rgb_array"} if video_folder else {}))
+    """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
+    render = {"render_mode": "rgb_array"} if video_folder else {}
+    envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder), episode_trigger=lambda episode: episode == 0)
-    obs, _ = envs.reset(seed=env_seed(args.seed, 1))
+        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
+            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
+        )
+    obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
-    playing = np.ones(num_episodes, bool)  # each environment counts for its first episode: more would favour short ones
-    for _ in range(100_000):  # a greedy policy may go in circles where no time limit stops it
-        if not playing.any():
-            break
+    playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
+    for _ in range(100_000):  # without a time limit a greedy policy may loop forever
         with torch.inference_mode():
             output, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
             action = agent.greedy(output).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
+        if not playing.any():
+            break
+    else:
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
-def env_seed(*key):
-    """A seed for environments, far from that of another key: Gymnasium counts up from it, one per environment."""
+def derive_seed(*key):
+    """An independent seed for each key."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
-def make_envs(args, num_envs, **render):
-    """Environments stepped together, which reset themselves in the step after a done; RunError if they do not fit."""
-    envs = gym.make_vec(args.env_id, num_envs=num_envs, **render)
+def make_envs(args, num_envs, **options):
+    """Environments stepped in parallel, which reset in the step after a done; RunError for actions it cannot learn."""
+    envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    flat = isinstance(obs_space, Box) and len(obs_space.shape) == 1
-    if not (flat and (discrete or continuous) and autoreset == gym.vector.AutoresetMode.NEXT_STEP):
+    if not (discrete or continuous) or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: takes flat observations, Discrete (from 0) or flat float actions and "
-            f"AutoresetMode.NEXT_STEP, not {obs_space}, {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and "
+            f"AutoresetMode.NEXT_STEP; it has {action_space} and {autoreset}"
         )
-    return envs if discrete else gym.wrappers.vector.ClipAction(envs)
+    if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
+        envs = gym.wrappers.vector.FlattenObservation(envs)
+    if continuous and action_space.is_bounded():  # the policy acts in [-1, 1]
+        envs = gym.wrappers.vector.RescaleAction(envs, np.float32(-1), np.float32(1))
+    return gym.wrappers.vector.ClipAction(envs) if continuous else envs
 
 
-def start_run(args, run_id, device):
-    """Make the run's folder and start W&B; with run_id both go on with those of --resume -> (run, folder)."""
+def start_run(args, run_id):
+    """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{Path(__file__).stem}__{args.seed}__{new_id}"
-    folder = Path(args.run_dir, name) if run_id is None else Path(args.resume).resolve().parent
+    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"project": args.wandb_project, "mode": args.wandb_mode, "name": folder.name}
-    run = wandb.init(**where, id=run_id or new_id, resume="allow", config=vars(args) | {"torch": torch.__version__})
+    run = wandb.init(
+        project=args.wandb_project,
+        mode=args.wandb_mode,
+        name=folder.name,
+        id=run_id or new_id,
+        resume="allow",
+        config=vars(args),
+        save_code=True,
+    )
     run.define_metric("*", step_metric="global_step")
-    print(f"{Path(__file__).name}  {args.env_id}  {device}  {folder}", flush=True)
+    print(f"{SCRIPT}  {args.env_id}  {getattr(args, 'device', 'cpu')}  {folder}", flush=True)
     return run, folder
 
 
-def log_progress(run, args, global_step, speed, history, lengths, metrics):
-    """A row in W&B and a line in the terminal: means over the last 100 episodes, steps/s and the metrics."""
-    returns = [episode_return for _, episode_return in history[-100:]]
-    mean_return, mean_length = (np.mean(x or [np.nan]) for x in (returns, lengths))
-    row = {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "charts/SPS": speed}
-    row |= {name: torch.as_tensor(value).item() for name, value in metrics.items()}
-    run.log(row | {"global_step": global_step})
-    left = max(0, args.total_timesteps - global_step) / speed
+@contextlib.contextmanager
+def finishing(run, envs, save):
+    """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
+    try:
+        yield
+    finally:
+        try:
+            print(f"checkpoint  {save()}", flush=True)
+        finally:
+            envs.close()
+            run.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+
+def log_progress(run, args, global_step, history, lengths, metrics):
+    """Log the metrics and the means over the last 100 episodes to W&B, and a line to the terminal."""
+    mean_return = np.mean([episode_return for _, episode_return in history[-100:]] or [np.nan])
+    mean_length = np.mean(lengths or [np.nan])
+    row = {name: torch.as_tensor(value).item() for name, value in metrics.items()}
+    row |= {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "global_step": global_step}
+    run.log(row)
+    speed = row["charts/SPS"]
+    left = max(0, args.total_timesteps - global_step) / speed  # seconds
     print(f"step {global_step:11,}  return {mean_return:8.1f}  {speed:9,.0f} steps/s  {left:6.0f} s left", flush=True)
 
 
 def log_evaluation(run, folder, agent, args, global_step):
-    """The greedy policy's mean return and, if wanted, its video, to W&B and the terminal."""
+    """Log the greedy policy's return and, with --capture-video, a video."""
     if args.eval_episodes:
         returns = evaluate(agent, args, args.eval_episodes)
         mean, std = np.mean(returns), np.std(returns)
@@ -301,31 +368,33 @@ def log_evaluation(run, folder, agent, args, global_step):
         run.log({"eval/video": wandb.Video(str(next(folder.glob("video/*.mp4")))), "global_step": global_step})
 
 
-def save_checkpoint(folder, args, global_step, run_id, **parts):
-    """Write FOLDER/checkpoint.pt, whole or not at all: tensors, numbers and strings, which torch.load deems safe."""
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    checkpoint |= {"script": Path(__file__).stem, "flags": vars(args), "global_step": global_step, "run_id": run_id}
+def save_checkpoint(folder, args, global_step, run_id, **modules):
+    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    checkpoint = {name: module.state_dict() for name, module in modules.items()}
+    checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk an OSError, and the last one is kept
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+    return folder / "checkpoint.pt"
 
 
-def load_checkpoint(args, **parts):
-    """Restore what save_checkpoint wrote to args.resume -> (global_step, run_id)."""
+def load_checkpoint(path, **modules):
+    """Read what save_checkpoint wrote and restore the modules -> the checkpoint; RunError if it does not fit."""
     try:
-        checkpoint = torch.load(args.resume, map_location="cpu", weights_only=True)
-        if (checkpoint["script"], checkpoint["flags"]["env_id"]) != (Path(__file__).stem, args.env_id):
-            raise ValueError("it is of another script or environment")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        return checkpoint["global_step"], checkpoint["run_id"]
-    except Exception as error:  # a file from anywhere can fail in any way
-        raise RunError(f"--resume {args.resume}: no checkpoint of this script and network: {error!r:.200}") from None
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it belongs to {checkpoint['script']}.py")
+        for name, module in modules.items():
+            module.load_state_dict(checkpoint[name])
+    except Exception as error:  # an arbitrary file can fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
+    return checkpoint
 
 
 class RunError(ValueError):
-    """What the user can mend; the program ends with its text as one line."""
+    """An error that the user can fix; main prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):
@@ -333,7 +402,7 @@ def number(kind, low, high=sys.maxsize):
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"
@@ -342,9 +411,10 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
     try:
         train(parse_args())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (RunError, ImportError, MemoryError, OSError, gym.error.Error, wandb.Error) as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    except (RunError, gym.error.Error, wandb.Error) as error:
+        sys.exit(f"{SCRIPT}.py: error: {error}")
