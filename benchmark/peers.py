@@ -80,7 +80,7 @@ def ours(flags, script):
     with mock.patch.object(module, "log_progress") as log:
         run = timed_train(module, [*flags.split(), "--eval-episodes", "0"])
     resets = len(run.history) if script in ("a2c", "dqn", "paac_gpu") else 0
-    return None, log.call_args.args[3] * (1 - resets / run.steps)
+    return None, log.call_args.args[5]["charts/SPS"] * (1 - resets / run.steps)
 
 
 def learned(model, steps):
@@ -311,7 +311,6 @@ CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
     ("A3C, 1 worker, updates of 5 steps", "minimalRL"): ("a3c", "--num-workers 1 --num-steps 5", 30_000, minimal_a3c),
     ("PAAC, Pong, equal network", "Stable-Baselines3"): ("paac_gpu", f"{PAAC} --network nature", 16_000, sb3_pong),
     ("PAAC, Pong, default network", "Stable-Baselines3"): ("paac_gpu", PAAC, 16_000, sb3_pong),
-    ("PAAC, Pong, default network, --bf16", "Stable-Baselines3"): ("paac_gpu", f"{PAAC} --bf16", 16_000, sb3_pong),
     ("PAAC, Pong, default network", "emulators alone"): ("paac_gpu", PAAC, 16_000, pong_alone),
 }
 
@@ -432,15 +431,15 @@ def our_updates(space, settings):
     gym.register("Scripted-v0", scripted(space))
     records, optimizers, update = [], [], a2c.update
 
-    def recorded_update(agent, optimizer, observations, actions, rewards, terminateds, dones, valids, args):
+    def recorded_update(agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args):
         def real(x):  # what is not a reset row, as Stable-Baselines3 has none: (NUM_VALID, num_envs, ...)
-            return x.swapaxes(0, 1)[valids.T].reshape(len(ENDS), NUM_VALID, *x.shape[2:]).swapaxes(0, 1)
+            return x.swapaxes(0, 1)[is_transition.T].reshape(len(ENDS), NUM_VALID, *x.shape[2:]).swapaxes(0, 1)
 
         values = agent(torch.as_tensor(observations))[1].detach().numpy()
-        advantages = a2c.compute_advantages(rewards, values, terminateds, dones, args.gamma, args.gae_lambda)
+        advantages = a2c.compute_advantages(rewards, values, terminations, dones, args.gamma, args.gae_lambda)
         record = {"advantages": real(advantages), "returns": real(advantages + values[:-1]), "actions": real(actions)}
         record["before"] = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-        metrics = update(agent, optimizer, observations, actions, rewards, terminateds, dones, valids, args)
+        metrics = update(agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args)
         record["after"] = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
         records.append(record)
         optimizers.append(optimizer)
@@ -472,7 +471,7 @@ def compare(label, space, settings):
     kwargs = settings | {"n_steps": NUM_VALID, "use_rms_prop": False, "policy_kwargs": policy_like_ours(optimizer)}
     # Both step sizes fall linearly; but what is left of the run, ours counts before the rollout, theirs after it.
     kwargs["learning_rate"] = lambda left: settings["learning_rate"] * (left + 1 / len(records))
-    seed = a2c.env_seed(0, 0, 0)  # with which train began: both count up from it, one per environment
+    seed = a2c.derive_seed(0, 0, 0)  # the seed that train used; both libraries count up from it, one per environment
     model = A2C("MlpPolicy", envs, seed=seed, device="cpu", **kwargs)
     policy, their_train = model.policy, model.train
     agent.load_state_dict(records[0]["before"])

@@ -3,12 +3,12 @@
     python benchmark/run.py a2c --seeds 10 --threshold 475
     python benchmark/run.py a2c --seeds 10 --threshold -85 -- @settings/a2c_Acrobot-v1.txt
 
-What stands after -- goes to the script. Each seed trains and evaluates in a process of its own, one at a time, so that
-the seconds can be trusted; --jobs runs several at once where only the learning matters. Into benchmark/results go
-NAME.csv (one row a seed), NAME_curves.csv (the mean return of the last 100 episodes) and NAME.png. A seed is written as
-soon as it has finished, and the same command after an interruption runs only the seeds that are missing. --same runs
-seed 1 anew after a change of the script: if its learning curve and evaluation are the stored ones to the last digit,
-the other rows, too, count as those of the script as it stands.
+Everything after -- is passed to the script. Each seed trains and evaluates in its own process, one at a time, so that
+the seconds can be trusted; --jobs runs several at once where only learning matters. The results go to
+benchmark/results: NAME.csv (one row per seed), NAME_curves.csv (mean return of the last 100 episodes) and NAME.png. A
+seed is written as soon as it has finished, and after an interruption the same command runs only the missing seeds.
+--same repeats seed 1 after a change of the script: if its learning curve and evaluation equal the stored ones to the
+last digit, the stored rows count as results of the current script.
 """
 
 import argparse
@@ -43,8 +43,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "related")]
 def timed_train(script, flags):
     """Train and evaluate a script (a module) in a temporary folder -> agent, args, history, returns, steps, seconds.
 
-    The script knows nothing of the clock. Training begins when its `start_run`, the last of the set-up, returns, and
-    ends when its `evaluate` is called: both are wrapped here to note the time. Without them, all of `train` counts.
+    Training starts when the script's `start_run`, the last step of the setup, returns and ends when its `evaluate` is
+    called; both are wrapped here to record the time. In their absence all of `train` counts.
     """
     began, ended, returns = [time.perf_counter()], [], []
 
@@ -75,14 +75,14 @@ def timed_train(script, flags):
 
 
 def fresh(function, *args):
-    """Call it in a process of its own."""
+    """Call a function in a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def run_seed(script, flags, seed):
-    """What a seed's own process does -> its row and its curve, a list of rows."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no files stay
+    """Run one seed in its own process -> its row and its learning curve, a list of rows."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that temporary files are removed
     run = timed_train(importlib.import_module(script), [*flags, "--seed", str(seed)])
     row = {"code": fingerprint(script), "seed": seed, "env_id": run.args.env_id}
     row |= {"total_timesteps": run.args.total_timesteps, "steps": run.steps, "train_seconds": round(run.seconds, 3)}
@@ -94,14 +94,14 @@ def run_seed(script, flags, seed):
 
 
 def curve(history, steps):
-    """History -> [(step, mean return of the last 100 episodes that ended by then)], at 100 steps evenly spread."""
+    """Return [(step, mean return of the last 100 episodes by then)] at 100 evenly spaced steps."""
     ends, returns = np.array(sorted(history), dtype=float).reshape(-1, 2).T
     counts = {step: np.searchsorted(ends, step, side="right") for step in (steps * i // 100 for i in range(1, 101))}
     return [(step, round(float(returns[:n][-100:].mean()), 3)) for step, n in counts.items() if n]
 
 
 def run_seeds(name, script, flags, seeds, jobs):
-    """Run `seeds`, `jobs` at a time, and store each as it ends; one that fails or an interruption ends the program."""
+    """Run `seeds`, `jobs` at a time, and store each when it ends; a failure or an interruption ends the program."""
     head = {"name": name, "script": script, "command": command_line(script, flags)}
     tail = {"jobs": jobs, "date": date.today().isoformat()} | setting()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -112,7 +112,7 @@ def run_seeds(name, script, flags, seeds, jobs):
                 row, points = future.result()
                 if points:
                     keep(RESULTS / f"{name}_curves.csv", points)
-                keep(RESULTS / f"{name}.csv", [head | row | tail])  # last: a seed that stands here is complete
+                keep(RESULTS / f"{name}.csv", [head | row | tail])  # last: a seed listed here is complete
                 result = f"evaluation {row['eval_mean']} ± {row['eval_std']}, {row['train_seconds']:.1f} s"
                 print(f"seed {row['seed']}: {result}, {row['steps_per_second']:,} steps/s", flush=True)
         except BaseException:
@@ -123,30 +123,30 @@ def run_seeds(name, script, flags, seeds, jobs):
 
 
 def check_same(name, script, flags):
-    """--same: seed 1 anew, and if it is what is stored, the command and the fingerprint into all rows."""
+    """--same: repeat seed 1 and, if it equals what is stored, update command and fingerprint in all rows."""
     path = RESULTS / f"{name}.csv"
     rows, stored = read_csv(path), read_csv(RESULTS / f"{name}_curves.csv")
     row, points = run_seed(script, flags, 1)
     new = [{key: str(value) for key, value in point.items()} for point in points]
     if new != [x for x in stored if x["seed"] == "1"] or str(row["eval_mean"]) != rows[0]["eval_mean"]:
-        sys.exit(f"run.py: {name}: seed 1 has not become what it was: {row['eval_mean']}, was {rows[0]['eval_mean']}")
+        sys.exit(f"run.py: {name}: seed 1 differs from the stored one: {row['eval_mean']}, was {rows[0]['eval_mean']}")
     write_csv(path, [x | {"command": command_line(script, flags), "code": row["code"]} for x in rows])
     print(f"{name}: seed 1 is the same to the last digit, evaluation {row['eval_mean']}, {len(points)} points")
 
 
 def command_line(script, flags):
-    """The command as a user would type it."""
+    """Return the command as a user would type it."""
     return shlex.join(["python", PATHS[script].relative_to(ROOT).as_posix(), *flags])
 
 
 def fingerprint(script):
-    """A short hash of the script's code; its comments and its header do not count."""
+    """Return a short hash of the script's code without its comments and module docstring."""
     tree = ast.parse(PATHS[script].read_text(encoding="utf-8"))
     return hashlib.sha256(ast.dump(ast.Module(tree.body[1:], [])).encode()).hexdigest()[:12]
 
 
 def setting():
-    """Columns that say where and with what a row was measured: the processor (and GPU), its cores, the versions."""
+    """Return the columns that describe the measurement: processor and GPU, cores, versions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -159,7 +159,7 @@ def setting():
 
 
 def read_csv(path):
-    """A CSV file -> a list of dicts of strings, empty if there is no file."""
+    """Read a CSV file -> a list of dicts of strings, empty if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -167,7 +167,7 @@ def read_csv(path):
 
 
 def write_csv(path, rows):
-    """Write a list of dicts, whole or not at all."""
+    """Write a list of dicts as a CSV file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".tmp").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
@@ -177,13 +177,13 @@ def write_csv(path, rows):
 
 
 def keep(path, rows):
-    """Put the rows of one seed into a CSV file, in the order of the seeds."""
+    """Put the rows of one seed into a CSV file, ordered by seed."""
     others = [row for row in read_csv(path) if row["seed"] != str(rows[0]["seed"])]
     write_csv(path, sorted(others + rows, key=lambda row: int(row["seed"])))
 
 
 def report(rows, threshold):
-    """Print what the seeds have reached."""
+    """Print the results over seeds."""
     scores = np.array([float(row["eval_mean"] or "nan") for row in rows])
     seconds, speed = (np.median([float(row[key]) for row in rows]) for key in ("train_seconds", "steps_per_second"))
     reached = f", {(scores >= threshold).sum()} at or above {threshold:g}" if threshold is not None else ""
@@ -193,12 +193,12 @@ def report(rows, threshold):
     )
     print(f"{reached}; training {seconds:.1f} s, {speed:,.0f} steps/s (medians)")
     if any(row["jobs"] != "1" for row in rows):
-        print("The seconds and steps/s were measured with several runs at once (column jobs): do not quote them.")
+        print("Seconds and steps/s were measured with several runs at once (column jobs): do not quote them.")
 
 
 def axes(title, xlabel, **size):
-    """A figure -> figure, axes."""
-    import matplotlib  # here, as a seed's own process needs none of it
+    """Make a figure -> figure, axes."""
+    import matplotlib  # here, because the process of a seed does not need it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -215,7 +215,7 @@ def axes(title, xlabel, **size):
 
 
 def band(ax, curves, label, color="#0072B2"):
-    """Curves [(x, y)] as their mean on a common grid, and a band from the lowest to the highest."""
+    """Draw curves [(x, y)] as their mean on a common grid, with a band from the lowest to the highest."""
     grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 200)
     values = np.stack([np.interp(grid, x, y) for x, y in curves])
     ax.fill_between(grid, values.min(0), values.max(0), color=color, alpha=0.25, linewidth=0)
@@ -224,7 +224,7 @@ def band(ax, curves, label, color="#0072B2"):
 
 
 def stored_curves(name, column="global_step", **same):
-    """The curves of a file, of the rows that agree with `same`, one a seed: [(x, returns)]."""
+    """Return one curve (x, returns) per seed from the rows of a file that match `same`."""
     seeds = {}
     for row in read_csv(RESULTS / f"{name}.csv"):
         if all(row[key] == value for key, value in same.items()):
@@ -233,7 +233,7 @@ def stored_curves(name, column="global_step", **same):
 
 
 def main():
-    """Parse, run what is missing, report and draw."""
+    """Parse the flags, run the missing seeds, report and draw."""
     argv = sys.argv[1:]
     cut = argv.index("--") if "--" in argv else len(argv)
     own, flags = argv[:cut], argv[cut + 1 :]
@@ -245,22 +245,22 @@ def main():
     add = parser.add_argument
     add("script", help="the script's name, such as a2c")
     add("--seeds", type=int, default=10, help="train with the seeds 1 to N (default: 10)")
-    add("--name", help="of the result files (default: SCRIPT_ENVIRONMENT)")
+    add("--name", help="name of the result files (default: SCRIPT_ENVIRONMENT)")
     add("--jobs", type=int, default=1, help="seeds at once, up to the cores; 1 to measure time (default)")
     add("--threshold", type=float, help="count the seeds whose evaluation reaches this mean return")
-    add("--same", action="store_true", help="show that the stored results are those of the script as it stands")
+    add("--same", action="store_true", help="check that the stored results are those of the current script")
     args = parser.parse_args(own)
 
     script = args.script.removesuffix(".py")
     if script not in PATHS:
         parser.error(f"argument script: there is no {script}.py; there are {', '.join(sorted(PATHS))}")
     if args.seeds < 1:
-        parser.error(f"argument --seeds: {args.seeds} is not 1 or more")
+        parser.error(f"argument --seeds: {args.seeds} is not at least 1")
     if not 1 <= args.jobs <= os.cpu_count():
-        parser.error(f"argument --jobs: {args.jobs} is not from 1 to the {os.cpu_count()} cores")
+        parser.error(f"argument --jobs: {args.jobs} is not between 1 and the {os.cpu_count()} cores")
     if taken := {"--seed", "--run-dir", "--wandb-mode"} & {flag.split("=")[0] for flag in flags}:
-        parser.error(f"{', '.join(sorted(taken))} after --: set by run.py itself")
-    wanted = importlib.import_module(script).parse_args(flags)  # a bad flag ends here, before anything is run
+        parser.error(f"{', '.join(sorted(taken))} after --: run.py sets these itself")
+    wanted = importlib.import_module(script).parse_args(flags)  # a bad flag ends the program here, before any run
     name = args.name or f"{script}_{wanted.env_id.replace('/', '-').replace(':', '-')}"
     path, command = RESULTS / f"{name}.csv", command_line(script, flags)
     if Path(name).name != name:
@@ -276,7 +276,7 @@ def main():
         parser.error(f"{path.relative_to(ROOT)} holds runs of {other.pop()}: remove it or choose another --name")
     if missing and {row["code"] for row in rows} - {fingerprint(script)}:
         parser.error(f"{path.relative_to(ROOT)} holds runs of another version: remove it, or see --same")
-    print(f"{command}    {wanted.total_timesteps:,} steps a seed, {len(missing)} of {args.seeds} seeds to run")
+    print(f"{command}    {wanted.total_timesteps:,} steps per seed, {len(missing)} of {args.seeds} seeds to run")
     run_seeds(name, script, flags, missing, args.jobs)
     report(read_csv(path), args.threshold)
     if curves := stored_curves(f"{name}_curves"):
