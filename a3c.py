@@ -6,19 +6,24 @@
 
 Paper    Mnih et al. 2016 (arXiv:1602.01783), Alg. S3, with RMSProp's statistics shared
 Update   L = Σ_t [-log π(a_t|s_t) (R_t - V(s_t)) + vf_coef (R_t - V(s_t))² - ent_coef H(π(·|s_t))]
-         R_t = r_t + γ R_t+1 over up to num_steps steps of one episode, from V(s) after the last, 0 if it is terminal
-         g = αg + (1 - α)Δθ²    θ = θ - η Δθ / √(g + ε)    Δθ = ∇L, clipped; g is 1 at first; R, R - V are constants
-Workers  each copies θ, plays, and hands Δθ over, by when others have made charts/policy_lag updates; with one worker a
-         seed gives the same run again bit for bit, with more it does not. A checkpoint may hold weights of different
-         moments of an update
-Departs  an episode that a time limit cuts bootstraps from its last observation; greedy evaluation; orthogonal weights;
-         tanh units for flat observations; Atari: frames less their mean, no terminal at a lost life, sticky actions
+         R_t = r_t + γ R_t+1 over up to num_steps steps of one episode; after the last step R is V of the state reached,
+         or 0 if that state is terminal; R_t and the R_t - V(s_t) that weights log π are constants
+         g = αg + (1 - α)Δθ²    θ = θ - η Δθ / √(g + ε)    Δθ = ∇L, clipped; initially g = 1
+Workers  Each worker copies θ, plays with the copy, computes Δθ with the same copy, and applies Δθ to the shared θ. By
+         then other workers have updated θ charts/gradient_delay times: it is the gradient that is late, not the policy.
+         With one worker a seed reproduces a run bit for bit; with several it does not, and a checkpoint may mix weights
+         from before and after an update.
+Departs  truncated episodes bootstrap from their last observation; orthogonal initial weights; the gradient's norm is
+         clipped; tanh units for flat observations; Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, a lost
+         life is terminal for the learner, rewards clipped to ±1 for learning only, each frame's mean is subtracted
 Run      python a3c.py
-Result   greedy return 500.0 ± 0.0 (10 seeds), 16.0 s of training with 2 workers (2 cores of an AMD EPYC)
+Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
+import contextlib
 import io
+import json
 import os
 import re
 import secrets
@@ -26,9 +31,10 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -37,38 +43,52 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import multiprocessing, nn
 
+SCRIPT = "a3c"  # names run folders and checkpoints
+
 
 def parse_args(argv=None):
-    """Flags -> argparse.Namespace; a value out of range ends the program with one line and exit code 2."""
+    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    add("--env-id", default="CartPole-v1", help="id: discrete or continuous actions; flat observations or ALE/GAME-v5")
-    add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, over all workers")
-    add("--num-workers", type=number(int, 1), default=2, help="processes, each with an environment of its own")
-    add("--num-steps", type=number(int, 1), default=20, help="most steps per update, the paper's t_max")
-    add("--learning-rate", type=number(float, 0), default=1e-3, help="RMSProp's step size, falling linearly to 0, η")
-    add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay of RMSProp's mean square g, α")
-    add("--rmsprop-eps", type=number(float, 1e-12), default=1e-2, help="added to g under the root, ε")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over workers")
+    add("--num-workers", type=number(int, 1), default=2, help="processes, each with its own environment")
+    add("--num-steps", type=number(int, 1), default=20, help="maximum number of steps per update, the paper's t_max")
+    add("--learning-rate", type=number(float, 0), default=1e-3, help="RMSProp's step size η")
+    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
+    add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay α of RMSProp's mean square g")
+    add("--rmsprop-eps", type=number(float, 1e-12), default=1e-2, help="ε, added to g inside the square root")
     add("--gamma", type=number(float, 0, 1), default=0.98, help="discount γ")
     add("--vf-coef", type=number(float, 0), default=0.1, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.01, help="weight of the entropy bonus, the paper's β")
-    add("--max-grad-norm", type=number(float, 0), default=40.0, help="clip the global norm of the gradient to this")
-    add("--lstm", action="store_true", help="256 LSTM cells after the last hidden layer")
-    add("--repeat-action-probability", type=number(float, 0, 1), default=0.25, help="Atari's sticky actions")
-    add("--seed", type=number(int, 0), default=1, help="seeds networks, environments and actions")
+    add("--max-grad-norm", type=number(float, 0), default=40.0, help="clip the gradient's global norm to this")
+    add("--lstm", action="store_true", help="put 256 LSTM cells after the last hidden layer")
+    add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="Atari: learn per life")
+    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
-    add("--resume", help="checkpoint.pt to go on from, with fresh episodes; one that is complete is only evaluated")
-    add("--run-dir", default="runs", help="parent of the run folder, which holds the checkpoint and the video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), choices=["disabled", "offline", "online"])
-    add("--wandb-project", default=os.environ.get("WANDB_PROJECT", "reference-rl"), help="W&B project")
-    return parser.parse_args(argv)
+    add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
+    add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
+    args = parser.parse_args(argv)
+    if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
+        parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
+    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+        flags = load_checkpoint(args.resume)["flags"]
+        kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
+        parser.set_defaults(**{name: flags[name] for name in kept})
+        args = parser.parse_args(argv)
+        if args.env_id != flags["env_id"]:
+            parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
+    return args
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) on one body; π is categorical for discrete actions, normal for continuous ones."""
+    """π(a|s) and V(s) on a shared body; π is categorical for discrete actions, normal for continuous ones."""
 
     def __init__(self, obs_space, action_space, lstm):
         super().__init__()
@@ -76,40 +96,40 @@ class ActorCritic(nn.Module):
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
         self.image = len(obs_space.shape) == 3
         if self.image:
-            layers = [nn.Conv2d(4, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU()]
-            layers += [nn.Flatten(), nn.Linear(32 * 9 * 9, 256), nn.ReLU()]
+            layers = [init(nn.Conv2d(4, 16, 8, stride=4), 2**0.5), nn.ReLU()]
+            layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU(), nn.Flatten()]
+            layers += [init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
         else:
-            layers = [nn.Linear(obs_space.shape[0], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
-        num_features = 256 if lstm or self.image else 64
+            layers = [init(nn.Linear(obs_space.shape[0], 64), 2**0.5), nn.Tanh()]
+            layers += [init(nn.Linear(64, 64), 2**0.5), nn.Tanh()]
+        num_features = 256 if self.image else 64
         self.body = nn.Sequential(*layers)
-        self.lstm = nn.LSTM(layers[-2].out_features, 256) if lstm else None
-        self.actor, self.critic = nn.Linear(num_features, num_outputs), nn.Linear(num_features, 1)
-        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # the same in all states
-        weighted = [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
-        gains = [2**0.5] * len(weighted) + [0.01, 1.0]  # 0.01: near-uniform at the start
-        for layer, gain in zip([*weighted, self.actor, self.critic], gains, strict=True):
-            nn.init.orthogonal_(layer.weight, gain)
-            nn.init.zeros_(layer.bias)
+        self.lstm = nn.LSTM(num_features, 256) if lstm else None
+        num_features = 256 if lstm else num_features
+        self.actor = init(nn.Linear(num_features, num_outputs), 0.01)  # a small gain: initially π is close to uniform
+        self.critic = init(nn.Linear(num_features, 1), 1.0)
+        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
 
-    def forward(self, obs, state=None):
-        """(num_steps, *obs_shape), the LSTM's state before -> logits or means (num_steps, ...), V(s), state after.
+    def forward(self, obs, lstm_state=None):
+        """(num_steps, *obs_shape) -> logits or means (num_steps, ...), V(s) (num_steps,), the LSTM's state after it.
 
-        With one more dimension, (num_steps, num_envs, ...), for environments side by side.
+        (num_steps, num_envs, *obs_shape) is several environments in parallel. No LSTM state is a state of zeros.
         """
         if self.image:
-            frames = obs.flatten(0, -4) / 255
-            frames -= frames.mean((-2, -1), keepdim=True)  # less the background, the same in all states
-            features = self.body(frames).unflatten(0, obs.shape[:-3])
+            frames = obs.flatten(0, -4) / 255  # (num_steps, [num_envs,] 4, 84, 84) -> (batch, 4, 84, 84)
+            frames = frames - frames.mean((-2, -1), keepdim=True)  # the background is the same in all states
+            features = self.body(frames).unflatten(0, obs.shape[:-3])  # (batch, 256) -> (num_steps, [num_envs,] 256)
         else:
-            features = self.body(obs.float())
+            features = self.body(obs)
         if self.lstm is not None:
-            features, state = self.lstm(features, state)  # None is the state of zeros with which an episode begins
-        return self.actor(features), self.critic(features).squeeze(-1), state
+            features, lstm_state = self.lstm(features, lstm_state)
+        return self.actor(features), self.critic(features).squeeze(-1), lstm_state
 
     def sample(self, output):
-        """Logits or means -> actions drawn from π(·|s), (..., *action_shape)."""
-        if self.discrete:  # Gumbel-max: the largest logit after adding noise is a draw from softmax(logits)
-            return (output - torch.empty_like(output).exponential_().log()).argmax(-1)
+        """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
+        if self.discrete:
+            probs = output.softmax(-1)
+            return (probs / torch.empty_like(probs).exponential_()).argmax(-1)  # torch.multinomial without its checks
         return output + self.log_std.exp() * torch.randn_like(output)
 
     def greedy(self, output):
@@ -125,8 +145,15 @@ class ActorCritic(nn.Module):
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
 
 
+def init(layer, gain):
+    """Give a layer orthogonal weights and zero biases."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def n_step_returns(rewards, last_value, gamma):
-    """R_t = r_t + γ R_t+1, backwards from last_value, that of the state after the last step; lists of floats."""
+    """R_t = r_t + γ R_t+1, backwards from the value of the state after the last step; rewards and R are lists."""
     returns = []
     for reward in reversed(rewards):
         last_value = reward + gamma * last_value
@@ -135,49 +162,53 @@ def n_step_returns(rewards, last_value, gamma):
 
 
 def a3c_loss(log_prob, entropy, values, returns, vf_coef, ent_coef):
-    """L of the header, a sum as in Alg. S3 -> (loss, metrics, which are means); every tensor is (num_steps,)."""
+    """The loss L of the module docstring, a sum -> (loss, metrics, which are means); every tensor is (num_steps,)."""
     advantages = returns - values
-    policy_loss = -(log_prob * advantages.detach())
+    policy_loss = -log_prob * advantages.detach()
     value_loss = advantages.square()
     loss = (policy_loss + vf_coef * value_loss - ent_coef * entropy).sum()
-    metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-    return loss, {f"losses/{name}": value.mean() for name, value in metrics.items()}
+    metrics = {"policy_loss": policy_loss.mean(), "value_loss": value_loss.mean(), "entropy": entropy.mean()}
+    metrics["explained_variance"] = 1 - advantages.detach().var(correction=0) / returns.var(correction=0)
+    return loss, {f"losses/{name}": value for name, value in metrics.items()}
 
 
-def one_vector(agent):
-    """Make the agent's parameters views of one vector -> it; to copy or update them all is one operation."""
+def flatten_parameters(agent):
+    """Make all parameters views of one vector, so that copying or updating them is one operation -> the vector."""
     vector = nn.utils.parameters_to_vector(agent.parameters()).detach()
     nn.utils.vector_to_parameters(vector, agent.parameters())
     return vector
 
 
 class SharedRMSprop(nn.Module):
-    """The shared weights θ and statistics g, in shared memory from before the workers start, and RMSProp's step."""
+    """RMSProp on the shared weights θ, with shared statistics g; both are in shared memory before any worker starts."""
 
     def __init__(self, agent, decay, eps):
         super().__init__()
-        self.weights = one_vector(agent).share_memory_()  # (num_weights,)
-        self.register_buffer("mean_square", torch.ones_like(self.weights).share_memory_())  # from 0, 10 η at first
-        self.decay, self.eps = decay, eps
+        self.weights = flatten_parameters(agent).share_memory_()  # (num_weights,)
+        mean_square = torch.ones_like(self.weights)  # starting from 0 would make the first step 10 η
+        self.register_buffer("mean_square", mean_square.share_memory_())
+        self.decay = decay
+        self.eps = eps
 
     def step(self, gradient, learning_rate):
-        """g = αg + (1 - α)Δθ²; θ = θ - η Δθ / √(g + ε): in place and without a lock, Δθ = gradient (num_weights,)."""
+        """g = αg + (1 - α)Δθ², θ = θ - η Δθ / √(g + ε), in place and without a lock; gradient Δθ is (num_weights,)."""
         self.mean_square.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
-        self.weights.addcdiv_(gradient, (self.mean_square + self.eps).sqrt_(), value=-learning_rate)
+        self.weights.addcdiv_(gradient, (self.mean_square + self.eps).sqrt(), value=-learning_rate)
 
 
-def update(agent, optimizer, observations, state, actions, rewards, terminated, learning_rate, args):
-    """One step of the shared weights by the gradient at the local agent's -> metrics.
+def update(agent, optimizer, observations, lstm_state, actions, rewards, terminated, learning_rate, args):
+    """Apply the gradient at the local agent's weights to the shared weights -> metrics.
 
-    observations has num_steps + 1 rows, all of one episode; state is the LSTM's before the first of them.
+    observations has num_steps + 1 rows, all from one episode; lstm_state is the LSTM's before the first of them.
     """
-    output, values, _ = agent(observations, state)  # (num_steps + 1, ...)
-    # Only a terminal state stops the bootstrap: an episode that the clock cut would have gone on.
-    returns = torch.tensor(n_step_returns(rewards, 0.0 if terminated else values[-1].item(), args.gamma))
+    output, values, _ = agent(observations, lstm_state)  # (num_steps + 1, ...)
+    # Only a terminal state stops the bootstrap: a truncated episode would have continued.
+    last_value = 0.0 if terminated else values[-1].item()
+    returns = torch.tensor(n_step_returns(rewards, last_value, args.gamma))
     log_prob, entropy = agent.log_prob_and_entropy(output[:-1], actions)
     loss, metrics = a3c_loss(log_prob, entropy, values[:-1], returns, args.vf_coef, args.ent_coef)
-    # The hand-over, by value. backward adds to the local gradients, so these are what must be cleared: with the shared
-    # agent's cleared in their place, as older scripts do, each update since torch 2.0 repeats all that went before.
+    # The hand-over. backward adds to the local agent's gradients, so clear these. Older scripts clear the shared
+    # agent's gradients instead; since PyTorch 2.0 that accumulates all previous gradients.
     agent.zero_grad()
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in agent.parameters()])
@@ -188,60 +219,76 @@ def update(agent, optimizer, observations, state, actions, rewards, terminated, 
     return metrics | {"losses/grad_norm": grad_norm}
 
 
-def worker(send, rank, args, optimizer, steps, updates, start_step):
-    """Alg. S3 in one process: play and learn until all workers together have played args.total_timesteps.
+class Report(NamedTuple):
+    """What a worker sends to the parent process at the end of an episode and when it is time to log."""
 
-    steps counts what all have played, the paper's T, from start_step on, updates what all have learned. send reports to
-    the parent: global_step, whether it is time to log, (return, length) of an episode that has ended or None, metrics.
+    global_step: int
+    metrics: dict  # of the last update
+    gradient_delays: list  # of the updates since the last report
+    statistics: dict | None  # return r and length l of the episode, if it has ended
+
+
+def worker(send, rank, args, optimizer, shared, start_step):
+    """Alg. S3 in one process: play and learn until all workers together have played args.total_timesteps steps.
+
+    All workers have optimizer and shared in common; shared.global_step is the paper's T. send passes on a Report.
     """
-    env = make_env(args)
+    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
     agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
-    weights = one_vector(agent)
-    seed = env_seed(args.seed, 0, start_step, rank)
+    weights = flatten_parameters(agent)
+    seed = derive_seed(args.seed, 0, start_step, rank)
     torch.manual_seed(seed)
-    obs, _ = env.reset(seed=seed)
-    state, lags = None, []  # lags: the updates of others between a copy of the weights and the update made of it
-    send((start_step, False, None, {}))  # ready
+    obs, info = env.reset(seed=seed)
+    lstm_state = None  # zeros
+    gradient_delays = []
+    send(Report(start_step, {}, [], None))  # ready to start
     try:
-        while (global_step := steps.value) < args.total_timesteps:
-            # 1. Copy the shared weights, as they are: others go on writing.
-            copied = updates.value
+        while (global_step := shared.global_step.value) < args.total_timesteps:
+            # 1. Copy the shared weights, without a lock: other workers keep writing.
             weights.copy_(optimizer.weights)
-            learning_rate = args.learning_rate * (1 - global_step / args.total_timesteps)
+            updates_at_copy = shared.updates.value
+            learning_rate = args.learning_rate
+            if args.anneal_lr:
+                learning_rate = args.learning_rate * (1 - global_step / args.total_timesteps)
 
-            # 2. Play up to num_steps steps, or to the end of the episode.
-            num_steps, done = min(args.num_steps, args.total_timesteps - global_step), False
-            first_state, observations, actions, rewards = state, [obs], [], []
-            while len(rewards) < num_steps and not done:
-                with torch.no_grad():  # which also detaches the LSTM's state, at the border of rollouts
-                    output, _, state = agent(torch.as_tensor(obs).unsqueeze(0), state)  # (1, num_outputs)
+            # 2. Play num_steps steps, or fewer if the episode ends.
+            num_steps = min(args.num_steps, args.total_timesteps - global_step)
+            observations, actions, rewards = [obs], [], []
+            first_lstm_state = lstm_state
+            terminated = done = False
+            while len(rewards) < num_steps and not (terminated or done):
+                with torch.no_grad():  # this also detaches the LSTM's state between rollouts
+                    output, _, lstm_state = agent(torch.as_tensor(obs).unsqueeze(0), lstm_state)  # (1, num_outputs)
                     action = agent.sample(output)[0].numpy()
-                obs, reward, terminated, truncated, info = env.step(action)
+                lives = info.get("lives", 0)
+                obs, reward, terminated, truncated, info = env.step(action.item() if agent.discrete else action)
                 done = terminated or truncated
+                if args.terminal_on_life_loss and info.get("lives", 0) < lives:
+                    terminated = True  # for the learner: the game and the LSTM's state continue
                 observations.append(obs)
                 actions.append(action)
-                rewards.append(float(np.sign(reward) if "ALE/" in args.env_id else reward))  # Atari's clipped to ±1
+                rewards.append(float(np.sign(reward) if is_atari(args) else reward))
 
             # 3. Learn from them.
-            rollout = torch.as_tensor(np.stack(observations)), first_state, torch.as_tensor(np.stack(actions)), rewards
-            metrics = update(agent, optimizer, *rollout, terminated, learning_rate, args)
+            observations, actions = torch.as_tensor(np.stack(observations)), torch.as_tensor(np.stack(actions))
+            metrics = update(
+                agent, optimizer, observations, first_lstm_state, actions, rewards, terminated, learning_rate, args
+            )
 
-            # 4. Count the steps, and report what there is.
-            with steps.get_lock():
-                steps.value += len(rewards)
-                global_step = steps.value
-                lags.append(updates.value - copied)
-                updates.value += 1
-            due = any(global_step % interval < len(rewards) for interval in (args.log_interval, args.total_timesteps))
-            if due:
-                metrics["charts/policy_lag"] = np.mean(lags)  # over this worker's updates since it last logged
-                lags.clear()
-            if done or due:
-                episode = (float(info["episode"]["r"]), info["episode"]["l"]) if done else None
-                send((global_step, due, episode, {name: value.item() for name, value in metrics.items()}))
+            # 4. Count the steps and report.
+            with shared.lock:
+                shared.global_step.value += len(rewards)
+                global_step = shared.global_step.value
+                gradient_delays.append(shared.updates.value - updates_at_copy)
+                shared.updates.value += 1
+            if done or global_step >= shared.next_log.value:
+                metrics = {name: value.item() for name, value in metrics.items()}
+                metrics["charts/learning_rate"] = learning_rate
+                send(Report(global_step, metrics, gradient_delays, info.get("statistics")))
+                gradient_delays = []
             if done:
-                obs, _ = env.reset()
-                state = None
+                obs, info = env.reset()
+                lstm_state = None
     finally:
         env.close()
 
@@ -249,100 +296,117 @@ def worker(send, rank, args, optimizer, steps, updates, start_step):
 def train(args):
     """Train, log, save and evaluate -> (agent, history), history a list of (global_step, episode_return).
 
-    The workers do the playing and learning; here their results are collected.
+    The workers act and learn; this process collects their reports.
     """
     torch.manual_seed(args.seed)
-    torch.set_num_threads(1)  # as in each worker
+    torch.set_num_threads(1)  # one thread is faster than several for a network this small
     env = make_env(args)
-    agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
     env.close()
+    if args.capture_video and "rgb_array" not in env.metadata["render_modes"]:  # say so now, not after training
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
     optimizer = SharedRMSprop(agent, args.rmsprop_decay, args.rmsprop_eps)
-    start_step, run_id = load_checkpoint(args, agent=agent, optimizer=optimizer) if args.resume else (0, None)
-    context = multiprocessing.get_context("spawn")  # as fork can deadlock once torch has started threads
-    steps, updates = context.Value("q", start_step), context.Value("q", 0, lock=False)
-    counter = steps.get_obj()  # to read without the lock, which a worker that is killed may hold for ever
-    history, lengths = [], deque(maxlen=100)  # lengths of the last episodes
-    start_time, workers = None, {}
-    run, folder = start_run(args, run_id, "cpu")
-    try:
-        for rank in range(args.num_workers if start_step < args.total_timesteps else 0):
-            start_worker(workers, context, rank, args, optimizer, steps, updates, start_step)
-        for global_step, due, episode, metrics in messages(workers):
-            start_time = start_time or time.perf_counter()
-            if episode:
-                history.append((global_step, episode[0]))
-                lengths.append(episode[1])
-            if due:
-                seconds = time.perf_counter() - start_time
-                speed = (global_step - start_step) / seconds
-                metrics["charts/TPS"] = updates.value / seconds  # updates
-                log_progress(run, args, global_step, speed, history, lengths, metrics)
-                save_checkpoint(folder, args, counter.value, run.id, agent=agent, optimizer=optimizer)
+    start_step, run_id = 0, None
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
+        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
+    shared = SimpleNamespace(
+        global_step=context.Value("q", start_step, lock=False),
+        updates=context.Value("q", 0, lock=False),
+        next_log=context.Value("q", min(start_step + args.log_interval, args.total_timesteps), lock=False),
+        lock=context.Lock(),  # for counting; reading needs no lock, which a killed worker may hold forever
+    )
+    history, lengths = [], []
+    gradient_delays = []  # since the last log
+    workers = {}
+    run, folder = start_run(args, run_id)
+    start_time = None
 
-        log_evaluation(run, folder, agent, args, counter.value)
-    finally:
-        end_workers(workers)
-        try:  # after Ctrl-C, SIGTERM or a worker's error, too: what has been learned is kept
-            if counter.value > start_step:
-                save_checkpoint(folder, args, counter.value, run.id, agent=agent, optimizer=optimizer)
-                print(f"checkpoint  {folder / 'checkpoint.pt'}  step {counter.value:,}", flush=True)
-        finally:
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
+    def save():
+        return save_checkpoint(folder, args, shared.global_step.value, run.id, agent=agent, optimizer=optimizer)
+
+    with finishing(run, workers, save):
+        if start_step < args.total_timesteps:
+            for rank in range(args.num_workers):
+                start_worker(workers, context, rank, args, optimizer, shared, start_step)
+        for report in receive_reports(workers):
+            start_time = start_time or time.perf_counter()  # starting the processes does not count
+            gradient_delays += report.gradient_delays
+            if report.statistics:
+                history.append((report.global_step, float(report.statistics["r"])))
+                lengths.append(report.statistics["l"])
+            if report.global_step >= shared.next_log.value:
+                shared.next_log.value = min(shared.next_log.value + args.log_interval, args.total_timesteps)
+                if report.global_step >= args.total_timesteps:
+                    shared.next_log.value = sys.maxsize  # the other workers may still finish an update
+                seconds = time.perf_counter() - start_time
+                metrics = report.metrics | {"charts/gradient_delay": np.mean(gradient_delays)}
+                metrics["charts/SPS"] = (report.global_step - start_step) / seconds
+                metrics["charts/TPS"] = shared.updates.value / seconds  # updates per second
+                log_progress(run, args, report.global_step, history, lengths[-100:], metrics)
+                gradient_delays = []
+                save()
+
+        log_evaluation(run, folder, agent, args, shared.global_step.value)
     return agent, history
 
 
-def start_worker(workers, context, rank, *rest):
-    """Start the process of a worker and add it to workers, a dict {pipe on which it reports: process}."""
-    receiver, sender = context.Pipe(duplex=False)  # one a worker: no lock that others wait for if it is killed
-    process = context.Process(target=run_worker, args=(sender, rank, *rest), name=f"worker {rank}", daemon=True)
-    masks = hasattr(signal, "pthread_sigmask")  # all but Windows
-    if masks:  # inherited: Ctrl-C is for the parent alone
+def start_worker(workers, context, rank, *worker_args):
+    """Start a worker process and add it to workers, a dict {pipe that receives its reports: process}."""
+    receiver, sender = context.Pipe(duplex=False)  # one pipe per worker: a killed worker holds no lock that others need
+    process = context.Process(target=run_worker, args=(sender, rank, *worker_args), name=f"worker {rank}", daemon=True)
+    can_mask_signals = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if can_mask_signals:  # the worker inherits the mask: Ctrl-C is for the parent alone
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
     workers[receiver] = process
-    sender.close()  # the worker's is the only one: when the worker ends, however it ends, so does what it sends
-    if masks:
+    sender.close()  # now only the worker keeps this end open, so its death closes the pipe
+    if can_mask_signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def run_worker(sender, *rest):
-    """What the process of a worker does: to work; a RunError goes to the parent, another error prints its traceback."""
+def run_worker(sender, *worker_args):
+    """Entry point of a worker process: a RunError goes to the parent, any other error prints its traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, which closes the environment
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, which closes the environment
     threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)  # else the workers' threads fight for the cores
+    torch.set_num_threads(1)  # otherwise the workers' threads compete for cores
     try:
-        worker(sender.send, *rest)
+        # Sent as a tuple: in some debuggers this file's classes cannot be unpickled.
+        worker(lambda report: sender.send(tuple(report)), *worker_args)
     except RunError as error:
         sender.send(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is about to end anyway
 
 
 def end_with_parent():
-    """Wait for the parent's end, even by SIGKILL, and end this process, whatever it is doing."""
+    """Wait until the parent process has ended, even by SIGKILL, then end this process, whatever it is doing."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
-def messages(workers):
-    """What the workers send, as it comes, until all have ended; RunError if one fails or is killed."""
+def receive_reports(workers):
+    """Yield the workers' reports until all workers have ended; raise RunError if one of them fails or is killed."""
     running = dict(workers)
     while running:
         for receiver in wait(running):
             try:
                 message = receiver.recv()
-            except EOFError:
+            except (EOFError, OSError):  # the worker has ended
                 process = running.pop(receiver)
                 process.join()
-                if process.exitcode:  # 1 after a traceback, -9 often for want of memory
+                if process.exitcode:  # 1 after a traceback; -9 often means out of memory
                     raise RunError(f"{process.name} died, exit code {process.exitcode}") from None
                 continue
             if isinstance(message, str):
                 raise RunError(message)
-            yield message
+            yield Report(*message)
 
 
 def end_workers(workers):
-    """End the processes that still run: SIGTERM, which lets them close their environments, then SIGKILL."""
+    """End all processes that still run: by SIGTERM, which lets them close their environments, then by SIGKILL."""
     for process in workers.values():
         process.terminate()
     for process in workers.values():
@@ -352,82 +416,127 @@ def end_workers(workers):
 
 
 def evaluate(agent, args, num_episodes, video_folder=None):
-    """Play greedy episodes side by side, in environments seeded away from training's -> their returns, floats."""
+    """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
+    envs._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder), episode_trigger=lambda episode: episode == 0)
-    obs, _ = envs.reset(seed=env_seed(args.seed, 1))
-    returns, state = np.zeros(num_episodes), None
-    playing = np.ones(num_episodes, bool)  # each environment counts for its first episode: more would favour short ones
-    for _ in range(100_000):  # a greedy policy may go in circles where no time limit stops it
-        if not playing.any():
-            break
+        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
+            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
+        )
+    obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
+    returns = np.zeros(num_episodes)
+    playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
+    lstm_state = None  # zeros
+    for _ in range(100_000):  # without a time limit a greedy policy may loop forever
         with torch.inference_mode():
-            output, _, state = agent(torch.as_tensor(obs).unsqueeze(0), state)  # (1, num_episodes, num_outputs)
+            output, _, lstm_state = agent(torch.as_tensor(obs).unsqueeze(0), lstm_state)  # (1, num_episodes, ...)
             action = agent.greedy(output)[0].numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
+        if not playing.any():
+            break
+    else:
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
-def env_seed(*key):
-    """A seed for environments, far from that of another key: Gymnasium counts up from it, one per environment."""
+def derive_seed(*key):
+    """An independent seed for each key."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
-def make_env(args, **render):
-    """One environment, which is reset by hand; RunError if it does not fit."""
-    if "ALE/" in args.env_id:
-        import ale_py  # here, as nothing else needs it
+def is_atari(args):
+    """Whether the environment is one of ALE's games."""
+    return args.env_id.split(":")[-1].startswith("ALE/")
+
+
+def make_env(args, **options):
+    """One environment, to be reset by hand; RunError if its spaces are not supported."""
+    if is_atari(args):
+        import ale_py  # only Atari needs it
 
         gym.register_envs(ale_py)
-        options = {"frameskip": 1, "repeat_action_probability": args.repeat_action_probability}
-        env = gym.wrappers.AtariPreprocessing(gym.make(args.env_id, **options, **render))
-        env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")  # (4, 84, 84) uint8
-    else:
-        env = gym.make(args.env_id, **render)
-    obs_space, action_space = env.observation_space, env.action_space
-    fits = "ALE/" in args.env_id or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)
+        options |= {"frameskip": 1, "repeat_action_probability": 0.0}
+    env = gym.make(args.env_id, **options | args.env_kwargs)
+    action_space = env.action_space
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    if not (fits and (discrete or continuous)):
+    if not (discrete or continuous):
         raise RunError(
-            f"--env-id {args.env_id}: takes flat observations or Atari and Discrete (from 0) or flat float actions, "
-            f"not {obs_space} and {action_space}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats; "
+            f"it has {action_space}"
         )
-    env = gym.wrappers.RecordEpisodeStatistics(env)
-    return env if discrete else gym.wrappers.ClipAction(env)
+    if is_atari(args):
+        env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
+        env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+    elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
+        env = gym.wrappers.FlattenObservation(env)  # discrete observations become one-hot
+    obs_space = env.observation_space
+    if not is_atari(args):
+        obs_space = Box(-np.inf, np.inf, obs_space.shape, np.float32)
+
+    def copy(obs):  # some environments return the same array every time and overwrite it
+        obs = np.array(obs, obs_space.dtype)
+        if obs.shape != obs_space.shape:
+            raise RunError(f"--env-id {args.env_id}: observation of shape {obs.shape}, declared {obs_space.shape}")
+        return obs
+
+    env = gym.wrappers.TransformObservation(env, copy, obs_space)
+    if continuous and action_space.is_bounded():  # the policy acts in [-1, 1]
+        env = gym.wrappers.RescaleAction(env, -1.0, 1.0)
+    return gym.wrappers.ClipAction(env) if continuous else env
 
 
-def start_run(args, run_id, device):
-    """Make the run's folder and start W&B; with run_id both go on with those of --resume -> (run, folder)."""
+def start_run(args, run_id):
+    """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{Path(__file__).stem}__{args.seed}__{new_id}"
-    folder = Path(args.run_dir, name) if run_id is None else Path(args.resume).resolve().parent
+    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"project": args.wandb_project, "mode": args.wandb_mode, "name": folder.name}
-    run = wandb.init(**where, id=run_id or new_id, resume="allow", config=vars(args) | {"torch": torch.__version__})
+    run = wandb.init(
+        project=args.wandb_project,
+        mode=args.wandb_mode,
+        name=folder.name,
+        id=run_id or new_id,
+        resume="allow",
+        config=vars(args),
+        save_code=True,
+    )
     run.define_metric("*", step_metric="global_step")
-    print(f"{Path(__file__).name}  {args.env_id}  {device}  {folder}", flush=True)
+    print(f"{SCRIPT}  {args.env_id}  {getattr(args, 'device', 'cpu')}  {folder}", flush=True)
     return run, folder
 
 
-def log_progress(run, args, global_step, speed, history, lengths, metrics):
-    """A row in W&B and a line in the terminal: means over the last 100 episodes, steps/s and the metrics."""
-    returns = [episode_return for _, episode_return in history[-100:]]
-    mean_return, mean_length = (np.mean(x or [np.nan]) for x in (returns, lengths))
-    row = {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "charts/SPS": speed}
-    row |= {name: torch.as_tensor(value).item() for name, value in metrics.items()}
-    run.log(row | {"global_step": global_step})
-    left = max(0, args.total_timesteps - global_step) / speed
+@contextlib.contextmanager
+def finishing(run, workers, save):
+    """However the block ends, also by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
+    try:
+        yield
+    finally:
+        try:
+            end_workers(workers)
+            print(f"checkpoint  {save()}", flush=True)
+        finally:
+            run.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+
+def log_progress(run, args, global_step, history, lengths, metrics):
+    """Log the metrics and the means over the last 100 episodes to W&B, and a line to the terminal."""
+    mean_return = np.mean([episode_return for _, episode_return in history[-100:]] or [np.nan])
+    mean_length = np.mean(lengths or [np.nan])
+    row = {name: torch.as_tensor(value).item() for name, value in metrics.items()}
+    row |= {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "global_step": global_step}
+    run.log(row)
+    speed = row["charts/SPS"]
+    left = max(0, args.total_timesteps - global_step) / speed  # seconds
     print(f"step {global_step:11,}  return {mean_return:8.1f}  {speed:9,.0f} steps/s  {left:6.0f} s left", flush=True)
 
 
 def log_evaluation(run, folder, agent, args, global_step):
-    """The greedy policy's mean return and, if wanted, its video, to W&B and the terminal."""
+    """Log the greedy policy's return and, with --capture-video, a video."""
     if args.eval_episodes:
         returns = evaluate(agent, args, args.eval_episodes)
         mean, std = np.mean(returns), np.std(returns)
@@ -438,31 +547,33 @@ def log_evaluation(run, folder, agent, args, global_step):
         run.log({"eval/video": wandb.Video(str(next(folder.glob("video/*.mp4")))), "global_step": global_step})
 
 
-def save_checkpoint(folder, args, global_step, run_id, **parts):
-    """Write FOLDER/checkpoint.pt, whole or not at all: tensors, numbers and strings, which torch.load deems safe."""
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    checkpoint |= {"script": Path(__file__).stem, "flags": vars(args), "global_step": global_step, "run_id": run_id}
+def save_checkpoint(folder, args, global_step, run_id, **modules):
+    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    checkpoint = {name: module.state_dict() for name, module in modules.items()}
+    checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk an OSError, and the last one is kept
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+    return folder / "checkpoint.pt"
 
 
-def load_checkpoint(args, **parts):
-    """Restore what save_checkpoint wrote to args.resume -> (global_step, run_id)."""
+def load_checkpoint(path, **modules):
+    """Read what save_checkpoint wrote and restore the modules -> the checkpoint; RunError if it does not fit."""
     try:
-        checkpoint = torch.load(args.resume, map_location="cpu", weights_only=True)
-        if (checkpoint["script"], checkpoint["flags"]["env_id"]) != (Path(__file__).stem, args.env_id):
-            raise ValueError("it is of another script or environment")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        return checkpoint["global_step"], checkpoint["run_id"]
-    except Exception as error:  # a file from anywhere can fail in any way
-        raise RunError(f"--resume {args.resume}: no checkpoint of this script and network: {error!r:.200}") from None
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it belongs to {checkpoint['script']}.py")
+        for name, module in modules.items():
+            module.load_state_dict(checkpoint[name])
+    except Exception as error:  # an arbitrary file can fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
+    return checkpoint
 
 
 class RunError(ValueError):
-    """What the user can mend; the program ends with its text as one line."""
+    """An error that the user can fix; main prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):
@@ -470,7 +581,7 @@ def number(kind, low, high=sys.maxsize):
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"
@@ -479,9 +590,10 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
     try:
         train(parse_args())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (RunError, ImportError, MemoryError, OSError, gym.error.Error, wandb.Error) as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    except (RunError, gym.error.Error, wandb.Error) as error:
+        sys.exit(f"{SCRIPT}.py: error: {error}")

@@ -2,25 +2,33 @@
 # requires-python = ">=3.11"
 # dependencies = ["ale-py>=0.12", "gymnasium[classic-control,other]>=1.2.1", "numpy>=1.26", "torch>=2.6", "wandb>=0.28"]
 # ///
-"""GA3C: A3C with one network, which predicts and learns in batches, for a GPU; its agents are processes without one.
+"""GA3C: A3C for a GPU, where one network predicts and learns in batches for agents in processes without a network.
 
 Paper    Babaeizadeh et al. 2017 (arXiv:1611.06256), and its program, github.com/NVlabs/GA3C
 Update   L = Σ_t [-log(π(a_t|s_t) + ε_log) (R_t - V(s_t)) + vf_coef (R_t - V(s_t))² - ent_coef H(π(·|s_t))]
-         R_t = r_t + γ R_t+1 over up to num_steps steps of one episode, from V(s) after the last, 0 if it is terminal
-         an RMSProp step on ∇L, clipped; R and the (R - V) before the logarithm are constants
-Queues   an agent sends an observation, and a predictor answers all that wait as one batch; it sends a piece of up to
-         num_steps steps, and a trainer learns from all that wait, at least min_batch_size pieces, as one batch
-Lag      the weights that learn from an action have seen charts/policy_lag updates more than those that chose it. It may
-         be improbable by now, log π far below 0 and its gradient, 1 / π, far above: ε_log keeps them within bounds
-Departs  a trainer values a piece's last observation itself, by the newest weights, also where a time limit has cut the
-         episode; RMSProp in torch's form, η falls to 0; the numbers of agents, predictors and trainers stay as given;
-         greedy evaluation; tanh units for flat observations; Atari: frames less their mean, sticky actions
-Run      python related/ga3c.py    a seed does not give the same run again, as nobody waits for anybody
-Result   greedy return 500.0 ± 0.0 (5 seeds), 105 s of training with 8 agents (2 cores of an AMD EPYC)
+         R_t = r_t + γ R_t+1 over up to num_steps steps of one episode; after the last step R is V of the state reached,
+         or 0 if that state is terminal; R_t and the R_t - V(s_t) that weights the logarithm are constants
+         one RMSProp step per batch
+Queues   Agents send observations; a predictor answers all pending ones as one batch. Agents also send pieces of up to
+         num_steps steps; a trainer learns from all pending ones, at least min_batch_size pieces, as one batch.
+Lag      The weights that learn from an action have seen charts/policy_lag updates more than those that chose it. By
+         then its π may be tiny: ε_log keeps log π finite where π underflows to 0, and removes the gradient of actions
+         whose π is far below ε_log.
+Departs  one lock makes prediction and training exclude each other (in the paper they run concurrently); a trainer takes
+         all pending pieces (the program's default is one) and computes V of a piece's last state itself, with the
+         newest weights; truncated episodes bootstrap, too; num_steps is 20 rather than 5; the gradient's norm is
+         clipped; RMSProp is PyTorch's, with ε = 0.1 outside the square root and a mean square that starts at 0; the
+         numbers of agents, predictors and trainers are fixed; tanh units for flat observations; Atari: no sticky
+         actions, no FIRE at reset, up to 30 no-ops, rewards clipped to ±1 for learning only, each frame's mean is
+         subtracted
+Run      python related/ga3c.py    a seed does not reproduce a run: threads and processes run freely
+Result   greedy return 500.0 ± 0.0 (5 seeds)
 """
 
 import argparse
+import contextlib
 import io
+import json
 import os
 import queue
 import re
@@ -33,6 +41,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -41,44 +50,60 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import multiprocessing, nn
 
+SCRIPT = "ga3c"  # names run folders and checkpoints
+
 
 def parse_args(argv=None):
-    """Flags -> argparse.Namespace; a value out of range ends the program with one line and exit code 2."""
+    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    devices = ["cpu", *["cuda"] * bool(gpus), *gpus, *["mps"] * torch.backends.mps.is_available()]
-    add("--env-id", default="CartPole-v1", help="id: discrete actions; flat observations or ALE/GAME-v5")
-    add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps learned from, of all agents")
-    add("--num-agents", type=number(int, 1), default=8, help="processes, each with an environment of its own")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps learned from, all agents")
+    add("--num-agents", type=number(int, 1), default=8, help="processes, each with its own environment")
     add("--num-predictors", type=number(int, 1), default=2, help="threads that answer observations with actions")
     add("--num-trainers", type=number(int, 1), default=2, help="threads that learn")
-    add("--num-steps", type=number(int, 1), default=20, help="most steps per piece of experience, the paper's t_max")
-    add("--min-batch-size", type=number(int, 1), default=1, help="least pieces per update")
-    add("--learning-rate", type=number(float, 0), default=1e-3, help="RMSProp's step size, falling linearly to 0, η")
-    add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay of RMSProp's mean square, α")
-    add("--rmsprop-eps", type=number(float, 1e-12), default=0.1, help="added to RMSProp's root, ε")
+    add("--num-steps", type=number(int, 1), default=20, help="maximum number of steps per piece, the paper's t_max")
+    add("--min-batch-size", type=number(int, 1), default=1, help="minimum number of pieces per update")
+    add("--learning-rate", type=number(float, 0), default=1e-3, help="RMSProp's step size η")
+    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
+    add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay α of RMSProp's mean square")
+    add("--rmsprop-eps", type=number(float, 1e-12), default=0.1, help="ε, added to RMSProp's square root")
     add("--gamma", type=number(float, 0, 1), default=0.98, help="discount γ")
     add("--vf-coef", type=number(float, 0), default=0.1, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.01, help="weight of the entropy bonus, the paper's β")
-    add("--log-epsilon", type=number(float, 0, 1), default=1e-6, help="added to π before its logarithm, ε_log")
-    add("--max-grad-norm", type=number(float, 0), default=40.0, help="clip the global norm of the gradient to this")
-    add("--repeat-action-probability", type=number(float, 0, 1), default=0.25, help="Atari's sticky actions")
-    add("--seed", type=number(int, 0), default=1, help="seeds networks, environments and actions")
-    add("--device", default="cuda" if gpus else "cpu", choices=devices, help="what torch finds of cpu, cuda and mps")
+    add("--log-epsilon", type=number(float, 0, 1), default=1e-6, help="ε_log, added to π before its logarithm")
+    add("--max-grad-norm", type=number(float, 0), default=40.0, help="clip the gradient's global norm to this")
+    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--device", default=device, help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
-    add("--resume", help="checkpoint.pt to go on from, with fresh episodes; one that is complete is only evaluated")
-    add("--run-dir", default="runs", help="parent of the run folder, which holds the checkpoint and the video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), choices=["disabled", "offline", "online"])
-    add("--wandb-project", default=os.environ.get("WANDB_PROJECT", "reference-rl"), help="W&B project")
-    return parser.parse_args(argv)
+    add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
+    add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
+    args = parser.parse_args(argv)
+    if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
+        parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
+    try:
+        torch.empty(0, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+        flags = load_checkpoint(args.resume)["flags"]
+        kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
+        parser.set_defaults(**{name: flags[name] for name in kept})
+        args = parser.parse_args(argv)
+        if args.env_id != flags["env_id"]:
+            parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
+    return args
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) on one body; its weights start uniformly in ±1 / √(number of inputs), as the authors' do."""
+    """π(a|s) and V(s) on a shared body; initial weights are uniform in ±1 / √(number of inputs), as the authors'."""
 
     def __init__(self, obs_space, num_actions):
         super().__init__()
@@ -88,20 +113,22 @@ class ActorCritic(nn.Module):
             layers += [nn.Flatten(), nn.Linear(32 * 9 * 9, 256), nn.ReLU()]
         else:
             layers = [nn.Linear(obs_space.shape[0], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
+        num_features = 256 if self.image else 64
         self.body = nn.Sequential(*layers)
-        num_features = layers[-2].out_features
-        self.actor, self.critic = nn.Linear(num_features, num_actions), nn.Linear(num_features, 1)
+        self.actor = nn.Linear(num_features, num_actions)
+        self.critic = nn.Linear(num_features, 1)
 
     def forward(self, obs):
         """(batch, *obs_shape), frames from 0 to 255 -> logits (batch, num_actions) and V(s), (batch,)."""
-        if self.image:  # less the background, the same in all states
-            obs = (obs - obs.mean((-2, -1), keepdim=True, dtype=torch.float32)) / 255
-        features = self.body(obs.float())
+        if self.image:
+            frames = obs / 255
+            obs = frames - frames.mean((-2, -1), keepdim=True)  # the background is the same in all states
+        features = self.body(obs)
         return self.actor(features), self.critic(features).squeeze(-1)
 
 
 def n_step_returns(rewards, last_value, gamma):
-    """R_t = r_t + γ R_t+1, backwards from last_value, that of the state after the last step; lists of floats."""
+    """R_t = r_t + γ R_t+1, backwards from the value of the state after the last step; rewards and R are lists."""
     returns = []
     for reward in reversed(rewards):
         last_value = reward + gamma * last_value
@@ -110,32 +137,48 @@ def n_step_returns(rewards, last_value, gamma):
 
 
 def ga3c_loss(logits, actions, values, returns, vf_coef, ent_coef, log_epsilon):
-    """L of the header, a sum -> (loss, metrics, which are means); logits (batch, num_actions), the others (batch,)."""
+    """The loss L of the module docstring, a sum -> (loss, metrics, which are means).
+
+    logits are (batch, num_actions), the other tensors (batch,).
+    """
     probs = logits.softmax(-1)
     log_probs = (probs + log_epsilon).log()
+    log_prob = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
     entropy = -(probs * log_probs).sum(-1)
     advantages = returns - values
-    policy_loss = -log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1) * advantages.detach()
+    policy_loss = -log_prob * advantages.detach()
     value_loss = advantages.square()
     loss = (policy_loss + vf_coef * value_loss - ent_coef * entropy).sum()
-    metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-    return loss, {f"losses/{name}": value.mean() for name, value in metrics.items()}
+    metrics = {"policy_loss": policy_loss.mean(), "value_loss": value_loss.mean(), "entropy": entropy.mean()}
+    metrics["explained_variance"] = 1 - advantages.detach().var(correction=0) / returns.var(correction=0)
+    return loss, {f"losses/{name}": value for name, value in metrics.items()}
+
+
+class Piece(NamedTuple):
+    """Up to num_steps steps of one episode, which an agent sends to a trainer."""
+
+    observations: np.ndarray  # one more than steps
+    actions: np.ndarray
+    rewards: list
+    terminated: bool
+    versions: list  # for each action, the number of updates before it was chosen
+    statistics: dict | None  # return r and length l of the episode, if it has ended
 
 
 def update(agent, optimizer, pieces, args):
-    """One gradient step on pieces (observations, actions, rewards, terminated, ...), each of one episode -> metrics."""
-    # Each has num_steps + 1 observations; the last ones, of which only V(s) is needed, go to the end of the batch.
-    observations, actions, rewards, terminateds, *_ = zip(*pieces, strict=True)
-    rows = np.concatenate([x[:-1] for x in observations] + [x[-1:] for x in observations])
-    logits, values = agent(torch.as_tensor(rows, device=args.device))  # (batch + num_pieces, ...)
-    values, last_values = values[: -len(pieces)], values[-len(pieces) :].tolist()
-    # Only a terminal state stops the bootstrap: an episode that the clock cut would have gone on.
-    ends = zip(rewards, last_values, terminateds, strict=True)
-    returns = [n_step_returns(x, 0.0 if terminated else value, args.gamma) for x, value, terminated in ends]
-    returns = torch.tensor(np.concatenate(returns), dtype=torch.float32, device=args.device)
-    actions = torch.as_tensor(np.concatenate(actions), device=args.device)
-    acted = logits[: -len(pieces)], actions, values, returns
-    loss, metrics = ga3c_loss(*acted, args.vf_coef, args.ent_coef, args.log_epsilon)
+    """One gradient step on pieces -> metrics."""
+    # The last observations, of which only the value is needed, are the last rows of the batch.
+    observations = [piece.observations[:-1] for piece in pieces] + [piece.observations[-1:] for piece in pieces]
+    logits, values = agent(torch.as_tensor(np.concatenate(observations), device=args.device))
+    last_values = values[-len(pieces) :].tolist()
+    returns = []
+    for piece, last_value in zip(pieces, last_values, strict=True):
+        # Only a terminal state stops the bootstrap: a truncated episode would have continued.
+        returns += n_step_returns(piece.rewards, 0.0 if piece.terminated else last_value, args.gamma)
+    returns = torch.tensor(returns, device=args.device)
+    actions = torch.as_tensor(np.concatenate([piece.actions for piece in pieces]), device=args.device)
+    logits, values = logits[: -len(pieces)], values[: -len(pieces)]
+    loss, metrics = ga3c_loss(logits, actions, values, returns, args.vf_coef, args.ent_coef, args.log_epsilon)
     optimizer.zero_grad()
     loss.backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -146,15 +189,13 @@ def update(agent, optimizer, pieces, args):
 
 
 def play(requests, pieces, rank, args, start_step):
-    """An agent: play for ever by the actions that answer its requests, and send pieces of what happened.
-
-    Each action comes with the number of updates before it; the last piece of an episode has its return and length.
-    """
-    env = make_env(args)
-    obs, _ = env.reset(seed=env_seed(args.seed, 0, start_step, rank))
+    """An agent: step the environment forever with the actions that answer its requests, and send pieces."""
+    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
+    obs, _ = env.reset(seed=derive_seed(args.seed, 0, start_step, rank))
     try:
         while True:
-            done, observations, actions, rewards, versions = False, [obs], [], [], []
+            observations, actions, rewards, versions = [obs], [], [], []
+            done = False
             while len(rewards) < args.num_steps and not done:
                 requests.send(obs)
                 action, version = requests.recv()
@@ -162,10 +203,17 @@ def play(requests, pieces, rank, args, start_step):
                 done = terminated or truncated
                 observations.append(obs)
                 actions.append(action)
-                rewards.append(float(np.sign(reward) if "ALE/" in args.env_id else reward))  # Atari's clipped to ±1
+                rewards.append(float(np.sign(reward) if is_atari(args) else reward))
                 versions.append(version)
-            episode = (float(info["episode"]["r"]), info["episode"]["l"]) if done else None
-            pieces.send((np.stack(observations), np.array(actions), rewards, terminated, versions, episode))
+            piece = Piece(
+                observations=np.stack(observations),
+                actions=np.array(actions, np.int64),
+                rewards=rewards,
+                terminated=terminated,
+                versions=versions,
+                statistics=info.get("statistics"),
+            )
+            pieces.send(tuple(piece))  # in some debuggers this file's classes cannot be unpickled
             if done:
                 obs, _ = env.reset()
     finally:
@@ -173,141 +221,176 @@ def play(requests, pieces, rank, args, start_step):
 
 
 def predict(requests, agent, counts, args):
-    """A predictor: answer all observations that wait, as one batch, until an agent ends."""
+    """A predictor: answer all pending observations as one batch, until an agent ends."""
     while True:
-        with counts.asking:  # one predictor at a time gathers, while others compute
+        with counts.asking:  # one predictor at a time collects observations, while others compute
             ready = wait(requests)
             observations = np.stack([pipe.recv() for pipe in ready])
         with counts.lock, torch.inference_mode():
             logits, _ = agent(torch.as_tensor(observations, device=args.device))  # (batch, num_actions)
-            noise = torch.empty_like(logits).exponential_().log()  # Gumbel-max: the largest logit is a draw from π(·|s)
-            actions = (logits - noise).argmax(-1).cpu().numpy()
+            probs = logits.softmax(-1).nan_to_num(1.0)  # let NaN pass: the gradient's check says what to do
+            actions = torch.multinomial(probs, 1).squeeze(-1).tolist()
             version = counts.updates
             counts.predictions += len(actions)
         for pipe, action in zip(ready, actions, strict=True):
             pipe.send((action, version))
 
 
+class TrainerReport(NamedTuple):
+    """What a trainer tells the main thread after each update."""
+
+    global_step: int
+    pieces: list
+    policy_lags: np.ndarray  # of all actions in the pieces
+    metrics: dict
+
+
 def learn(pieces, agent, optimizer, counts, reports, args):
-    """A trainer: learn from all pieces that wait, as one batch, and report it, until training or an agent ends."""
+    """A trainer: learn from all pending pieces as one batch, and report, until training or an agent ends."""
     while True:
         batch = []
         with counts.collecting:
             while len(batch) < args.min_batch_size:
-                batch += [pipe.recv() for pipe in wait(pieces)]
-        with counts.lock:  # while the weights change, nobody predicts, and no other backward needs the old ones
+                batch += [Piece(*pipe.recv()) for pipe in wait(pieces)]
+        with counts.lock:  # while the weights change, predictors wait, and so do other trainers
             if counts.global_step >= args.total_timesteps:
                 return
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - counts.global_step / args.total_timesteps)
+            if args.anneal_lr:
+                fraction = 1 - counts.global_step / args.total_timesteps
+                optimizer.param_groups[0]["lr"] = args.learning_rate * fraction
             metrics = update(agent, optimizer, batch, args)
-            lags = [counts.updates - version for *_, versions, _ in batch for version in versions]
+            metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            policy_lags = counts.updates - np.concatenate([piece.versions for piece in batch])
             counts.updates += 1
-            counts.global_step += len(lags)
-            reports.put((counts.global_step, [episode for *_, episode in batch if episode], lags, metrics))
+            counts.global_step += len(policy_lags)
+            reports.put(TrainerReport(counts.global_step, batch, policy_lags, metrics))
 
 
 def train(args):
     """Train, log, save and evaluate -> (agent, history), history a list of (global_step, episode_return)."""
     torch.manual_seed(args.seed)
     env = make_env(args)
-    obs_space, num_actions = env.observation_space, int(env.action_space.n)
+    env.reset()  # an observation of the wrong shape is reported here
     env.close()
-    if len(obs_space.shape) == 1:
-        torch.set_num_threads(1)  # the network is tiny: one thread beats many
-    agent = ActorCritic(obs_space, num_actions).to(args.device)
+    if args.capture_video and "rgb_array" not in env.metadata["render_modes"]:  # say so now, not after training
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if not is_atari(args):
+        torch.set_num_threads(1)  # one thread is faster than several for a network this small
+    agent = ActorCritic(env.observation_space, int(env.action_space.n)).to(args.device)
     optimizer = torch.optim.RMSprop(agent.parameters(), args.learning_rate, args.rmsprop_decay, args.rmsprop_eps)
-    start_step, run_id = load_checkpoint(args, agent=agent, optimizer=optimizer) if args.resume else (0, None)
-    torch.manual_seed(env_seed(args.seed, 2, start_step))  # a resumed run does not repeat its noise
-    counts = SimpleNamespace(global_step=start_step, updates=0, predictions=0)
-    counts.lock, counts.asking, counts.collecting = (threading.Lock() for _ in range(3))
-    history, lengths, lags, workers, reports = [], [], [], {}, queue.SimpleQueue()
-    pool = ThreadPoolExecutor(args.num_predictors + args.num_trainers)
+    start_step, run_id = 0, None
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
+        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    torch.manual_seed(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
+    counts = SimpleNamespace(
+        global_step=start_step,
+        updates=0,
+        predictions=0,
+        lock=threading.Lock(),  # for the network and the counts
+        asking=threading.Lock(),
+        collecting=threading.Lock(),
+    )
+    history, lengths, policy_lags = [], [], []
     global_step = start_step
-    run, folder = start_run(args, run_id, args.device)
-    try:
+    next_log = start_step + args.log_interval
+    workers = {}
+    reports = queue.SimpleQueue()
+    run, folder = start_run(args, run_id)
+
+    def save():
+        with counts.lock:
+            return save_checkpoint(folder, args, counts.global_step, run.id, agent=agent, optimizer=optimizer)
+
+    with ThreadPoolExecutor(args.num_predictors + args.num_trainers) as pool, finishing(run, workers, save):
         if start_step < args.total_timesteps:
-            context = multiprocessing.get_context("spawn")  # as fork can deadlock once torch has started threads
+            context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
             for rank in range(args.num_agents):
                 start_worker(workers, context, rank, args, start_step)
-            requests, pieces = zip(*workers, strict=True)
-            tasks = [(predict, requests, agent, counts, args)] * args.num_predictors
-            tasks += [(learn, pieces, agent, optimizer, counts, reports, args)] * args.num_trainers
+            requests = [requests for requests, _ in workers]
+            pieces = [pieces for _, pieces in workers]
             for pipe in requests:
-                pipe.poll(None)  # until each agent has asked for its first action
-            for task in tasks:
-                pool.submit(*task).add_done_callback(lambda future: reports.put(future.exception()))
+                pipe.poll(None)  # wait until each agent has asked for its first action
+            futures = [pool.submit(predict, requests, agent, counts, args) for _ in range(args.num_predictors)]
+            for _ in range(args.num_trainers):
+                futures.append(pool.submit(learn, pieces, agent, optimizer, counts, reports, args))
+            for future in futures:
+                future.add_done_callback(lambda future: reports.put(future.exception()))
         start_time = time.perf_counter()
         while global_step < args.total_timesteps:
-            global_step, episodes, new_lags, metrics = next_report(reports, workers)
-            history += [(global_step, episode_return) for episode_return, _ in episodes]
-            lengths += [length for _, length in episodes]
-            lags += new_lags
-            if global_step % args.log_interval < len(new_lags) or global_step >= args.total_timesteps:
+            report = next_report(reports, workers)
+            global_step = report.global_step
+            policy_lags.extend(report.policy_lags)
+            for piece in report.pieces:
+                if piece.statistics:
+                    history.append((global_step, float(piece.statistics["r"])))
+                    lengths.append(piece.statistics["l"])
+            if global_step >= min(next_log, args.total_timesteps):
+                next_log += args.log_interval
                 seconds = time.perf_counter() - start_time
-                metrics |= {"charts/PPS": counts.predictions / seconds, "charts/TPS": counts.updates / seconds}
-                metrics["charts/policy_lag"], lags = np.mean(lags), []
-                speed = (global_step - start_step) / seconds
-                log_progress(run, args, global_step, speed, history, lengths[-100:], metrics)
-                with counts.lock:
-                    save_checkpoint(folder, args, counts.global_step, run.id, agent=agent, optimizer=optimizer)
+                metrics = report.metrics | {"charts/policy_lag": np.mean(policy_lags)}  # since the last log
+                policy_lags.clear()
+                metrics["charts/SPS"] = (global_step - start_step) / seconds
+                metrics["charts/PPS"] = counts.predictions / seconds  # predictions per second
+                metrics["charts/TPS"] = counts.updates / seconds  # updates per second
+                log_progress(run, args, global_step, history, lengths[-100:], metrics)
+                save()
 
         end_workers(workers)
         log_evaluation(run, folder, agent, args, global_step)
-    finally:
-        end_workers(workers)
-        pool.shutdown()  # predictors and trainers end with the agents
-        try:  # after Ctrl-C, SIGTERM or an agent's error, too: what has been learned is kept
-            if counts.global_step > start_step:
-                save_checkpoint(folder, args, counts.global_step, run.id, agent=agent, optimizer=optimizer)
-                print(f"checkpoint  {folder / 'checkpoint.pt'}  step {counts.global_step:,}", flush=True)
-        finally:
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
     return agent, history
 
 
 def next_report(reports, workers):
-    """What a trainer has put last; RunError if an agent has ended, or what a thread has raised."""
+    """Wait for a trainer's next report; raise RunError if an agent has ended, or what a thread has raised."""
     report = reports.get()
-    if isinstance(report, EOFError | OSError):  # the end of a pipe: an agent has ended
+    if isinstance(report, EOFError | OSError):  # a closed pipe: an agent has ended
         ended = wait([process.sentinel for process in workers.values()])
-        process = next(process for process in workers.values() if process.sentinel in ended)
-        raise RunError(f"{process.name} died, exit code {process.exitcode}")  # 1 after a traceback, -9 often for memory
+        for process in workers.values():
+            if process.sentinel in ended:
+                process.join()  # its exit code is not known before
+                raise RunError(f"{process.name} died, exit code {process.exitcode}")  # -9 often means out of memory
     if isinstance(report, Exception):
         raise report
     return report
 
 
-def start_worker(workers, context, rank, *rest):
-    """Start the process of an agent and add it to workers, a dict {(pipe of requests, pipe of pieces): process}."""
-    (requests, asker), (pieces, sender) = context.Pipe(), context.Pipe(duplex=False)  # no lock that others wait for
-    process = context.Process(target=run_worker, args=(asker, sender, rank, *rest), name=f"agent {rank}", daemon=True)
-    masks = hasattr(signal, "pthread_sigmask")  # all but Windows
-    if masks:  # inherited: Ctrl-C is for the parent alone
+def start_worker(workers, context, rank, *worker_args):
+    """Start an agent's process and add it to workers, a dict {(pipe of requests, pipe of pieces): process}."""
+    requests, agent_requests = context.Pipe()  # pipes per agent: a killed one holds no lock that others need
+    pieces, agent_pieces = context.Pipe(duplex=False)
+    pipes = agent_requests, agent_pieces
+    process = context.Process(target=run_worker, args=(*pipes, rank, *worker_args), name=f"agent {rank}", daemon=True)
+    can_mask_signals = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if can_mask_signals:  # the agent inherits the mask: Ctrl-C is for the parent alone
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
     workers[requests, pieces] = process
-    asker.close()  # the agent's are the only ones: when it ends, however it ends, so do its pipes
-    sender.close()
-    if masks:
+    agent_requests.close()  # now only the agent keeps these ends open, so its death closes the pipes
+    agent_pieces.close()
+    if can_mask_signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def run_worker(*args):
-    """What the process of an agent does: to play; an error prints its traceback."""
+def run_worker(*worker_args):
+    """Entry point of an agent's process: an error prints its traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, which closes the environment
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, which closes the environment
     threading.Thread(target=end_with_parent, daemon=True).start()
-    play(*args)
+    try:
+        play(*worker_args)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is about to end anyway
 
 
 def end_with_parent():
-    """Wait for the parent's end, even by SIGKILL, and end this process, whatever it is doing."""
+    """Wait until the parent process has ended, even by SIGKILL, then end this process, whatever it is doing."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def end_workers(workers):
-    """End the processes that still run: SIGTERM, which lets them close their environments, then SIGKILL."""
+    """End all processes that still run: by SIGTERM, which lets them close their environments, then by SIGKILL."""
     for process in workers.values():
         process.terminate()
     for process in workers.values():
@@ -317,80 +400,117 @@ def end_workers(workers):
 
 
 def evaluate(agent, args, num_episodes, video_folder=None):
-    """Play greedy episodes side by side, in environments seeded away from training's -> their returns, floats."""
+    """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
+    envs._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder), episode_trigger=lambda episode: episode == 0)
-    obs, _ = envs.reset(seed=env_seed(args.seed, 1))
+        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
+            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
+        )
+    obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
-    playing = np.ones(num_episodes, bool)  # each environment counts for its first episode: more would favour short ones
-    for _ in range(100_000):  # a greedy policy may go in circles where no time limit stops it
-        if not playing.any():
-            break
+    playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
+    for _ in range(100_000):  # without a time limit a greedy policy may loop forever
         with torch.inference_mode():
-            logits, _ = agent(torch.as_tensor(obs, device=args.device))  # (num_episodes, num_actions)
+            logits, _ = agent(torch.as_tensor(obs, device=args.device))
             action = logits.argmax(-1).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
+        if not playing.any():
+            break
+    else:
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
-def env_seed(*key):
-    """A seed for environments, far from that of another key: Gymnasium counts up from it, one per environment."""
+def derive_seed(*key):
+    """An independent seed for each key."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
-def make_env(args, **render):
-    """One environment, which is reset by hand; RunError if it does not fit."""
-    if "ALE/" in args.env_id:
-        import ale_py  # here, as nothing else needs it
+def is_atari(args):
+    """Whether the environment is one of ALE's games."""
+    return args.env_id.split(":")[-1].startswith("ALE/")
+
+
+def make_env(args, **options):
+    """One environment, to be reset by hand; RunError if its spaces are not supported."""
+    if is_atari(args):
+        import ale_py  # only Atari needs it
 
         gym.register_envs(ale_py)
-        options = {"frameskip": 1, "repeat_action_probability": args.repeat_action_probability}
-        env = gym.wrappers.AtariPreprocessing(gym.make(args.env_id, **options, **render))
-        env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")  # (4, 84, 84) uint8
-    else:
-        env = gym.make(args.env_id, **render)
-    obs_space, action_space = env.observation_space, env.action_space
-    fits = "ALE/" in args.env_id or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)
-    discrete = isinstance(action_space, Discrete) and action_space.start == 0
-    if not (fits and discrete):
-        raise RunError(
-            f"--env-id {args.env_id}: takes flat observations or Atari and Discrete actions (from 0), "
-            f"not {obs_space} and {action_space}"
-        )
-    return gym.wrappers.RecordEpisodeStatistics(env)
+        options |= {"frameskip": 1, "repeat_action_probability": 0.0}
+    env = gym.make(args.env_id, **options | args.env_kwargs)
+    if not isinstance(env.action_space, Discrete) or env.action_space.start != 0:
+        raise RunError(f"--env-id {args.env_id}: needs Discrete actions counted from 0; it has {env.action_space}")
+    if is_atari(args):
+        env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
+        env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+    elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
+        env = gym.wrappers.FlattenObservation(env)  # discrete observations become one-hot
+    obs_space = env.observation_space
+    if not is_atari(args):
+        obs_space = Box(-np.inf, np.inf, obs_space.shape, np.float32)
+
+    def copy(obs):  # some environments return the same array every time and overwrite it
+        obs = np.array(obs, obs_space.dtype)
+        if obs.shape != obs_space.shape:
+            raise RunError(f"--env-id {args.env_id}: observation of shape {obs.shape}, declared {obs_space.shape}")
+        return obs
+
+    return gym.wrappers.TransformObservation(env, copy, obs_space)
 
 
-def start_run(args, run_id, device):
-    """Make the run's folder and start W&B; with run_id both go on with those of --resume -> (run, folder)."""
+def start_run(args, run_id):
+    """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{Path(__file__).stem}__{args.seed}__{new_id}"
-    folder = Path(args.run_dir, name) if run_id is None else Path(args.resume).resolve().parent
+    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"project": args.wandb_project, "mode": args.wandb_mode, "name": folder.name}
-    run = wandb.init(**where, id=run_id or new_id, resume="allow", config=vars(args) | {"torch": torch.__version__})
+    run = wandb.init(
+        project=args.wandb_project,
+        mode=args.wandb_mode,
+        name=folder.name,
+        id=run_id or new_id,
+        resume="allow",
+        config=vars(args),
+        save_code=True,
+    )
     run.define_metric("*", step_metric="global_step")
-    print(f"{Path(__file__).name}  {args.env_id}  {device}  {folder}", flush=True)
+    print(f"{SCRIPT}  {args.env_id}  {getattr(args, 'device', 'cpu')}  {folder}", flush=True)
     return run, folder
 
 
-def log_progress(run, args, global_step, speed, history, lengths, metrics):
-    """A row in W&B and a line in the terminal: means over the last 100 episodes, steps/s and the metrics."""
-    returns = [episode_return for _, episode_return in history[-100:]]
-    mean_return, mean_length = (np.mean(x or [np.nan]) for x in (returns, lengths))
-    row = {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "charts/SPS": speed}
-    row |= {name: torch.as_tensor(value).item() for name, value in metrics.items()}
-    run.log(row | {"global_step": global_step})
-    left = max(0, args.total_timesteps - global_step) / speed
+@contextlib.contextmanager
+def finishing(run, workers, save):
+    """However the block ends, also by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
+    try:
+        yield
+    finally:
+        try:
+            end_workers(workers)
+            print(f"checkpoint  {save()}", flush=True)
+        finally:
+            run.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+
+def log_progress(run, args, global_step, history, lengths, metrics):
+    """Log the metrics and the means over the last 100 episodes to W&B, and a line to the terminal."""
+    mean_return = np.mean([episode_return for _, episode_return in history[-100:]] or [np.nan])
+    mean_length = np.mean(lengths or [np.nan])
+    row = {name: torch.as_tensor(value).item() for name, value in metrics.items()}
+    row |= {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "global_step": global_step}
+    run.log(row)
+    speed = row["charts/SPS"]
+    left = max(0, args.total_timesteps - global_step) / speed  # seconds
     print(f"step {global_step:11,}  return {mean_return:8.1f}  {speed:9,.0f} steps/s  {left:6.0f} s left", flush=True)
 
 
 def log_evaluation(run, folder, agent, args, global_step):
-    """The greedy policy's mean return and, if wanted, its video, to W&B and the terminal."""
+    """Log the greedy policy's return and, with --capture-video, a video."""
     if args.eval_episodes:
         returns = evaluate(agent, args, args.eval_episodes)
         mean, std = np.mean(returns), np.std(returns)
@@ -401,31 +521,33 @@ def log_evaluation(run, folder, agent, args, global_step):
         run.log({"eval/video": wandb.Video(str(next(folder.glob("video/*.mp4")))), "global_step": global_step})
 
 
-def save_checkpoint(folder, args, global_step, run_id, **parts):
-    """Write FOLDER/checkpoint.pt, whole or not at all: tensors, numbers and strings, which torch.load deems safe."""
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    checkpoint |= {"script": Path(__file__).stem, "flags": vars(args), "global_step": global_step, "run_id": run_id}
+def save_checkpoint(folder, args, global_step, run_id, **modules):
+    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    checkpoint = {name: module.state_dict() for name, module in modules.items()}
+    checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk an OSError, and the last one is kept
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+    return folder / "checkpoint.pt"
 
 
-def load_checkpoint(args, **parts):
-    """Restore what save_checkpoint wrote to args.resume -> (global_step, run_id)."""
+def load_checkpoint(path, **modules):
+    """Read what save_checkpoint wrote and restore the modules -> the checkpoint; RunError if it does not fit."""
     try:
-        checkpoint = torch.load(args.resume, map_location="cpu", weights_only=True)
-        if (checkpoint["script"], checkpoint["flags"]["env_id"]) != (Path(__file__).stem, args.env_id):
-            raise ValueError("it is of another script or environment")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        return checkpoint["global_step"], checkpoint["run_id"]
-    except Exception as error:  # a file from anywhere can fail in any way
-        raise RunError(f"--resume {args.resume}: no checkpoint of this script and network: {error!r:.200}") from None
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it belongs to {checkpoint['script']}.py")
+        for name, module in modules.items():
+            module.load_state_dict(checkpoint[name])
+    except Exception as error:  # an arbitrary file can fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
+    return checkpoint
 
 
 class RunError(ValueError):
-    """What the user can mend; the program ends with its text as one line."""
+    """An error that the user can fix; main prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):
@@ -433,7 +555,7 @@ def number(kind, low, high=sys.maxsize):
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"
@@ -442,9 +564,10 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
     try:
         train(parse_args())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (RunError, ImportError, MemoryError, OSError, gym.error.Error, wandb.Error) as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    except (RunError, gym.error.Error, wandb.Error) as error:
+        sys.exit(f"{SCRIPT}.py: error: {error}")

@@ -1,9 +1,11 @@
-"""related/ga3c.py: its loss and update, what crosses the pipes, the policy lag, probe environments, and faults."""
+"""Test related/ga3c.py: its loss and update, its pipes, the policy lag, probe environments, and faults."""
 
 import contextlib
+import itertools
 import math
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("handlers")
 
 
 class Clock(gym.Env):
-    """Observes (episode, step) and rewards the action plus 10 times the step; ends by task and by time in turns."""
+    """Observes (episode, step); reward: action + 10 step; episodes terminate and are truncated in turn."""
 
     observation_space, action_space, episode = Box(-np.inf, np.inf, (2,)), Discrete(4), -1
 
@@ -41,13 +43,13 @@ gym.register("Clock-v0", Clock)
 
 
 def quick(*flags):
-    """Arguments of a run that lasts a blink; later flags win."""
+    """Return the arguments of a very short run; later flags override earlier ones."""
     base = "--wandb-mode disabled --total-timesteps 400 --num-agents 1 --eval-episodes 1"
     return ga3c.parse_args([*base.split(), *" ".join(flags).split()])
 
 
 class Pipes:
-    """An end of a pipe that answers requests by a function and keeps what is sent to it."""
+    """One end of a pipe: it keeps what is sent to it and answers requests with a function."""
 
     def __init__(self, answer=None, limit=math.inf):
         self.answer, self.limit, self.sent = answer, limit, []
@@ -64,8 +66,8 @@ class Pipes:
 # Loss and update
 
 
-def test_loss_and_its_gradient_with_the_epsilon_of_the_paper():
-    """In NumPy, and by finite differences; where π(a|s) is all but 0 the gradient is bounded by ε."""
+def test_loss_and_its_gradient():
+    """Compare with NumPy and finite differences; where π is far below ε the gradient vanishes."""
     rng, epsilon = np.random.default_rng(0), 0.01
     logits, values, returns = rng.normal(size=(5, 3)), rng.normal(size=5), rng.normal(size=5)
     actions = np.array([0, 1, 2, 2, 1])
@@ -81,6 +83,8 @@ def test_loss_and_its_gradient_with_the_epsilon_of_the_paper():
     result, metrics = ga3c.ga3c_loss(x, torch.as_tensor(actions), v, torch.as_tensor(returns), 0.4, 0.1, epsilon)
     assert result.item() == pytest.approx(loss(logits, values, values))
     assert metrics["losses/value_loss"].item() == pytest.approx(((returns - values) ** 2).mean())
+    explained_variance = 1 - np.var(returns - values) / np.var(returns)
+    assert metrics["losses/explained_variance"].item() == pytest.approx(explained_variance)
     terms = metrics["losses/policy_loss"] + 0.4 * metrics["losses/value_loss"] - 0.1 * metrics["losses/entropy"]
     assert 5 * terms.item() == pytest.approx(result.item())
     result.backward()
@@ -92,16 +96,24 @@ def test_loss_and_its_gradient_with_the_epsilon_of_the_paper():
             pairs = [(c, values) if array is logits else (logits, c) for c in shifted]
             difference = (loss(*pairs[0], values) - loss(*pairs[1], values)) / 2e-6
             assert gradient[i].item() == pytest.approx(difference, abs=1e-6)
-    assert x.grad[3, 2].abs() < 1e-5  # without ε it would be the advantage
+    assert x.grad[3, 2].abs() < 1e-5  # π is 1e-9 there; without ε the gradient would be the advantage
 
 
-def piece(observations, actions, rewards, terminated, versions=(), episode=None):
-    return np.array(observations, np.float32), np.array(actions), list(rewards), terminated, list(versions), episode
+def test_the_logarithm_of_a_probability_that_underflows_is_finite():
+    logits, one = torch.tensor([[0.0, -200.0]], requires_grad=True), torch.ones(1)
+    loss, _ = ga3c.ga3c_loss(logits, torch.tensor([1]), one, 2 * one, 0.0, 0.0, 1e-6)
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(1e-6)) and logits.grad.abs().max() < 1e-6
+
+
+def piece(observations, actions, rewards, terminated, versions=(), statistics=None):
+    observations = np.array(observations, np.float32)
+    return ga3c.Piece(observations, np.array(actions), list(rewards), terminated, list(versions), statistics)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.5, 1e6])
-def test_an_update_is_a_step_on_the_sum_over_pieces(max_grad_norm):
-    """Pieces of different lengths, one terminal, against each written out by itself; then NaN changes nothing."""
+def test_an_update_is_one_step_on_the_sum_over_pieces(max_grad_norm):
+    """Pieces of different lengths equal the sum of each written out by hand; a NaN changes no weight."""
     torch.manual_seed(0)
     agent = ga3c.ActorCritic(Box(-1, 1, (2,)), 3)
     optimizer = torch.optim.SGD(agent.parameters(), lr=0.1)
@@ -112,20 +124,20 @@ def test_an_update_is_a_step_on_the_sum_over_pieces(max_grad_norm):
         for n, end in ((4, False), (1, True), (3, True), (2, False))
     ]
     total = 0
-    for observations, actions, rewards, terminated, *_ in pieces:
-        logits, values = agent(torch.as_tensor(observations))
-        target, returns = 0.0 if terminated else values[-1].item(), []
-        for reward in reversed(rewards):
+    for part in pieces:
+        logits, values = agent(torch.as_tensor(part.observations))
+        target, returns = 0.0 if part.terminated else values[-1].item(), []
+        for reward in reversed(part.rewards):
             target = reward + 0.9 * target
             returns.insert(0, target)
-        acted = logits[:-1], torch.as_tensor(actions), values[:-1], torch.tensor(returns)
-        total += ga3c.ga3c_loss(*acted, 0.4, 0.02, 0.001)[0]
+        actions, returns = torch.as_tensor(part.actions), torch.tensor(returns)
+        total += ga3c.ga3c_loss(logits[:-1], actions, values[:-1], returns, 0.4, 0.02, 0.001)[0]
     before = [p.detach().clone() for p in agent.parameters()]
     gradients = torch.autograd.grad(total, list(agent.parameters()))
     norm = torch.cat([g.flatten() for g in gradients]).norm().item()
     assert norm > 0.5
     for p in agent.parameters():
-        p.grad = torch.full_like(p, 100)  # of an update before
+        p.grad = torch.full_like(p, 100)  # left over from the previous update
     metrics = ga3c.update(agent, optimizer, pieces, args)
     assert metrics["losses/grad_norm"].item() == pytest.approx(norm, rel=1e-4)
     for p, old, g in zip(agent.parameters(), before, gradients, strict=True):
@@ -146,11 +158,11 @@ def test_the_network_for_atari():
     torch.testing.assert_close((logits, values), (agent.actor(features), agent.critic(features)[:, 0]))
 
 
-# What crosses the pipes
+# What is sent through the pipes
 
 
 def test_pieces_are_what_happened_in_order():
-    """Up to num_steps steps of one episode, each action with its version, the end by task or by time, the return."""
+    """Up to num_steps steps of one episode, the version of each action, how the episode ends, its return and length."""
     requests = Pipes(lambda obs: (int(obs[1]) % 2 + 1, 100 * int(obs[0]) + int(obs[1])))
     pieces = Pipes(limit=8)
     with pytest.raises(BrokenPipeError):
@@ -166,25 +178,30 @@ def test_pieces_are_what_happened_in_order():
             over = steps[-1] + 1 == length
             observations = [[episode, t] for t in (*steps, steps[-1] + 1)]
             versions = [100 * episode + t for t in steps]
-            expected.append(
-                (observations, actions, rewards, over and episode % 2 == 0, versions, (total, length) if over else None)
-            )
-    assert [(o.tolist(), a.tolist(), *rest) for o, a, *rest in pieces.sent] == expected
+            statistics = (total, length) if over else None
+            expected.append((observations, actions, rewards, over and episode % 2 == 0, versions, statistics))
+    sent = []
+    for part in itertools.starmap(ga3c.Piece, pieces.sent):
+        assert part.actions.dtype == np.int64
+        statistics = part.statistics and (part.statistics["r"], part.statistics["l"])
+        sent.append((part.observations.tolist(), part.actions.tolist(), *part[2:5], statistics))
+    assert sent == expected
     asked = [[e, t] for e, length in enumerate([3, 4, 3, 4]) for t in range(length)]
     assert [obs.tolist() for obs in requests.sent[: len(asked)]] == asked
 
 
-def test_atari_s_rewards_are_clipped_to_learn_from_and_reported_raw(monkeypatch):
+def test_atari_s_rewards_are_clipped_for_learning_and_reported_raw(monkeypatch):
     make_env = ga3c.make_env
     monkeypatch.setattr(ga3c, "make_env", lambda args: make_env(quick("--env-id Clock-v0")))
     pieces = Pipes(limit=1)
     with pytest.raises(BrokenPipeError):
         ga3c.play(Pipes(lambda obs: (0, 0)), pieces, 0, quick("--env-id ALE/Clock-v0 --num-steps 9"), 0)
-    assert pieces.sent[0][2] == [1.0, 1.0, 1.0] and pieces.sent[0][-1] == (10 + 20 + 30, 3)
+    part = ga3c.Piece(*pieces.sent[0])
+    assert part.rewards == [1.0, 1.0, 1.0] and part.statistics["r"] == 10 + 20 + 30
 
 
 def test_each_agent_gets_the_action_for_its_own_observation():
-    """Many agents, two predictors: logits that leave no choice, and the version of the weights."""
+    """Five agents, two predictors: the logits determine the action, and the version comes with it."""
     counts = SimpleNamespace(updates=7, predictions=0, lock=threading.Lock(), asking=threading.Lock())
     pairs, args = [multiprocessing.Pipe() for _ in range(5)], quick("--env-id Clock-v0")
 
@@ -219,7 +236,7 @@ def test_actions_are_drawn_from_the_policy():
 
 
 def start(function, *args):
-    """Run it in a thread, to the end of a pipe."""
+    """Run a function in a thread until a pipe is closed."""
 
     def run():
         with contextlib.suppress(EOFError, OSError):
@@ -230,8 +247,8 @@ def start(function, *args):
     return thread
 
 
-def test_trainers_learn_from_what_waits_and_count(monkeypatch):
-    """At least min_batch_size pieces an update; its lags, its learning rate; the last update may exceed the budget."""
+def test_trainers_learn_from_all_pending_pieces(monkeypatch):
+    """At least min_batch_size pieces per update; policy lags, step size, and an end after total_timesteps."""
     calls, args = [], quick("--min-batch-size 3 --total-timesteps 20 --learning-rate 0.1")
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     optimizer, reports = torch.optim.SGD(parameters, 1), Pipes()
@@ -243,25 +260,41 @@ def test_trainers_learn_from_what_waits_and_count(monkeypatch):
 
     monkeypatch.setattr(ga3c, "update", update)
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
-    for i in range(6):  # of 2 steps each, chosen before the update i and after it
+    for i in range(6):  # pieces of 2 steps
         for _, sender in pipes:
-            sender.send(piece([[0], [0], [0]], [0, 1], [1, 1], False, [0, min(i, 1)], (i, 2) if i % 2 else None))
+            sender.send(tuple(piece([[0], [0], [0]], [0, 1], [1, 1], False, [0, min(i, 1)])))
     for _, sender in pipes:
         sender.close()
     counts = SimpleNamespace(global_step=4, updates=1, lock=threading.Lock(), collecting=threading.Lock())
     ga3c.learn([receiver for receiver, _ in pipes], None, optimizer, counts, reports, args)
     assert [len(pieces) for pieces, _ in calls] == [4, 4] and (counts.global_step, counts.updates) == (20, 3)
     assert [lr for _, lr in calls] == pytest.approx([0.1 * 16 / 20, 0.1 * 8 / 20])
-    (first, second) = reports.sent
-    assert first == (12, [(1, 2), (1, 2)], [1, 1, 1, 1, 1, 0, 1, 0], {})
-    assert second == (20, [(3, 2), (3, 2)], [2, 1, 2, 1, 2, 1, 2, 1], {})
+    assert [report.global_step for report in reports.sent] == [12, 20]
+    assert [report.pieces for report in reports.sent] == [pieces for pieces, _ in calls]
+    assert [report.policy_lags.tolist() for report in reports.sent] == [[1, 1, 1, 1, 1, 0, 1, 0], [2, 1] * 4]
+    assert [report.metrics for report in reports.sent] == [{"charts/learning_rate": lr} for _, lr in calls]
+
+
+def test_what_trainers_and_agents_raise_reaches_the_main_thread():
+    reports = queue.SimpleQueue()
+    report = ga3c.TrainerReport(1, [], np.zeros(0), {})
+    for item in (report, ZeroDivisionError("in a thread")):
+        reports.put(item)
+    assert ga3c.next_report(reports, {}) is report
+    with pytest.raises(ZeroDivisionError, match="in a thread"):
+        ga3c.next_report(reports, {})
+    process = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,), name="agent 7")
+    process.start()
+    reports.put(EOFError())
+    with pytest.raises(ga3c.RunError, match="agent 7 died, exit code 3"):
+        ga3c.next_report(reports, {None: process})
 
 
 # Policy lag
 
 
 def run(*flags):
-    """Train with agents forked from a server -> agent, history, the metrics of each log line."""
+    """Train with agents forked from a server -> agent, history, the metrics of each log."""
     rows, original = [], ga3c.log_progress
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ga3c, "log_progress", lambda *args: (rows.append(args[-1]), original(*args)))
@@ -270,7 +303,7 @@ def run(*flags):
 
 
 def test_no_lag_where_the_agent_waits_for_the_trainer():
-    """One of each; the agent asks on only when the trainer has learned from its last piece."""
+    """One agent, predictor and trainer; the agent continues only when the trainer has learned from its last piece."""
     args = quick("--env-id CartPole-v1 --num-steps 3 --total-timesteps 300")
     env = ga3c.make_env(args)
     agent = ga3c.ActorCritic(env.observation_space, 2)
@@ -287,7 +320,7 @@ def test_no_lag_where_the_agent_waits_for_the_trainer():
         if counts.global_step >= args.total_timesteps:
             raise BrokenPipeError
 
-    reports = SimpleNamespace(put=lambda report: lags.extend(report[2]))
+    reports = SimpleNamespace(put=lambda report: lags.extend(report.policy_lags))
     trainer = start(ga3c.learn, [pieces], agent, optimizer, counts, reports, args)
     predictor = start(ga3c.predict, [requests], agent, counts, args)
     with pytest.raises(BrokenPipeError):
@@ -300,12 +333,15 @@ def test_no_lag_where_the_agent_waits_for_the_trainer():
 
 
 def test_lag_with_many_agents(forkserver, monkeypatch):
-    """A mean over the transitions since the last log."""
+    """What is logged is the mean over all actions since the last log."""
     reports, original = [], ga3c.next_report
     monkeypatch.setattr(ga3c, "next_report", lambda *args: reports.append(original(*args)) or reports[-1])
     _, history, rows = run("--num-agents 4 --num-steps 4 --total-timesteps 2000 --log-interval 500")
     assert history and len(rows) == 4
-    lags = [np.concatenate([x for step, _, x, _ in reports if (step - len(x)) // 500 == i]) for i in range(4)]
+    lags = []
+    for i in range(4):
+        steps_before = [(report.global_step - len(report.policy_lags), report) for report in reports]
+        lags.append(np.concatenate([report.policy_lags for step, report in steps_before if step // 500 == i]))
     assert [row["charts/policy_lag"] for row in rows] == [x.mean() for x in lags] and min(map(np.mean, lags)) > 0.5
     assert all(row["charts/PPS"] > row["charts/TPS"] > 0 for row in rows)
 
@@ -322,7 +358,7 @@ PROBE = "--num-agents 2 --num-steps 8 --learning-rate 0.003 --rmsprop-decay 0.9 
         ("ConstantReward-v0", 1000, {0: 1}),
         ("ObservationReward-v0", 1500, {-1: -1, 1: 1}),
         ("DelayedReward-v0", 3000, {0: 0.9, 1: 1}),
-        ("EndlessReward-v0", 6000, {0: 10}),  # 1 / (1 - γ), though every episode is cut after 5 steps, of sum 4.1
+        ("EndlessReward-v0", 6000, {0: 10}),  # 1 / (1 - γ), though every episode is truncated after 5 steps, sum 4.1
     ],
 )
 def test_probes_of_values(env_id, steps, values, forkserver):
@@ -337,11 +373,46 @@ def test_probes_of_actions(env_id, forkserver):
     assert ga3c.evaluate(agent, quick("--env-id", env_id), 20) == [1.0] * 20
 
 
-# What can go wrong
+# Environments of users
+
+
+def test_observations_that_are_overwritten_in_place_are_copied():
+    pieces = Pipes(limit=1)
+    with pytest.raises(BrokenPipeError):
+        ga3c.play(Pipes(lambda obs: (0, 0)), pieces, 0, quick("--env-id InPlace-v0"), 0)
+    assert len(np.unique(ga3c.Piece(*pieces.sent[0]).observations)) == 2
+
+
+@pytest.mark.parametrize(("env_id", "size"), [("ByDict-v0", 1), ("Square-v0", 25), ("Mixed-v0", 13)])
+def test_observations_are_flat_float32(env_id, size):
+    env = ga3c.make_env(quick("--env-id", env_id))
+    for obs in (env.reset()[0], env.step(0)[0]):
+        assert obs.shape == (size,) and obs.dtype == np.float32
+    agent = ga3c.ActorCritic(env.observation_space, 2)
+    assert len(ga3c.evaluate(agent, quick("--env-id", env_id), 2)) == 2
+
+
+def test_environments_that_are_not_supported(tmp_path):
+    with pytest.raises(ga3c.RunError, match=r"--env-id Target-v0: needs Discrete actions counted from 0; it has Box"):
+        ga3c.train(quick("--env-id Target-v0"))
+    with pytest.raises(ga3c.RunError, match=r"--env-id WrongShape-v0: observation of shape \(1, 1\), declared \(1,\)"):
+        ga3c.train(quick("--env-id WrongShape-v0"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_environment_of_atari():
+    env = ga3c.make_env(quick("--env-id ALE/Pong-v5"))
+    settings = [env.get_wrapper_attr(name) for name in ("frame_skip", "noop_max", "terminal_on_life_loss")]
+    assert settings == [4, 30, False] and env.unwrapped.ale.getFloat("repeat_action_probability") == 0
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == (4, 84, 84) and obs.dtype == np.uint8
+
+
+# Faults
 
 
 def send(signum):
-    """A strike: log_progress that sends a signal to this process."""
+    """Return a replacement of log_progress that sends this process a signal, or does nothing if signum is 0."""
     return lambda *_: os.kill(os.getpid(), signum)
 
 
@@ -361,7 +432,7 @@ def kill_one(*_):
     ids=["killed", "raises", "NaN", "SIGTERM", "Ctrl-C"],
 )
 def test_faults_end_all_agents(env_id, strike, error, message, tmp_path, monkeypatch, forkserver):
-    """In seconds, also where an agent hangs and does not heed SIGTERM; with a checkpoint."""
+    """Within seconds, even if an agent hangs and ignores SIGTERM; with a checkpoint."""
     monkeypatch.setattr(ga3c, "log_progress", strike)
     before = threading.active_count()
     with pytest.raises(error, match=message):
