@@ -2,35 +2,36 @@
 # requires-python = ">=3.11"
 # dependencies = ["ale-py>=0.12", "gymnasium[classic-control,other]>=1.2.1", "numpy>=1.26", "torch>=2.6", "wandb>=0.28"]
 # ///
-"""PAAC: parallel advantage actor-critic, one policy that plays many environments at once, on CPUs or GPUs.
+"""PAAC: parallel advantage actor-critic, A2C in many environments at once, on CPUs or GPUs.
 
-Papers   Clemente et al. 2017 (arXiv:1705.04862), Alg. 1, and its program, github.com/Alfredvc/paac;
-         Schulman et al. 2016 (arXiv:1506.02438), eq. 16
-Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one step on Δθ per rollout
+Papers   Clemente et al. 2017 (arXiv:1705.04862), Alg. 1; Schulman et al. 2016 (arXiv:1506.02438), eq. 16
+Adds     to A2C, whose equations it keeps: workers that step the environments in parallel, and one network, usually on
+         a GPU, that acts in all environments as one batch and learns from all of them as one batch
+Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step per rollout
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
          V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
-         g = αg + (1 - α)Δθ²    θ = θ - η Δθ / √(g + ε)    Δθ = ∇(loss_scale L), clipped; g is 1 at first
-Ranks    torchrun --nproc-per-node K paac_gpu.py: K processes, each with a device and num_envs environments of its own,
-         share their gradients, and so learn as one with K num_envs environments would; the first one logs
-Departs  an episode that a time limit cuts bootstraps from its last observation; greedy evaluation; frames less their
-         mean; longer rollouts, GAE and a far larger effective step (η / √ε), which learned Pong in 3 to 4.3M steps.
-         The authors' constants are in settings/paac_gpu_authors.txt
+Ranks    torchrun --nproc-per-node K paac_gpu.py starts K processes, each with its own device and num_envs environments,
+         that average their gradients: equivalent to one process with K · num_envs environments
+Departs  Adam instead of RMSProp (the authors': mean square initially 1, ε = 0.1 inside the root); GAE; orthogonal
+         initial weights; truncated episodes bootstrap from their last observation. The mean of each frame is
+         subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards
+         clipped to ±1 and a lost life is terminal, for learning only
 Run      python paac_gpu.py    python paac_gpu.py @settings/paac_gpu_CartPole-v1.txt
-Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds), 5.9 s of training (one core of an AMD EPYC)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
+import contextlib
 import io
+import json
 import os
 import re
 import secrets
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
-
-if __name__ == "__main__":  # before torch, whose threads would else spin for long where the emulators could run
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import gymnasium as gym
 import numpy as np
@@ -39,86 +40,100 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import distributed, nn
 
+SCRIPT = "paac_gpu"  # names run folders and checkpoints
+
 
 def parse_args(argv=None):
-    """Flags -> argparse.Namespace; a value out of range ends the program with one line and exit code 2."""
+    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    devices = ["cpu", *["cuda"] * bool(gpus), *gpus, *["mps"] * torch.backends.mps.is_available()]
-    add("--env-id", default="ALE/Pong-v5", help="id: discrete or continuous actions; flat observations or ALE/GAME-v5")
+    add("--env-id", default="ALE/Pong-v5", help="Gymnasium id, or MODULE:ID for an environment of your own")
+    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
     add("--total-timesteps", type=number(int, 1), default=10_000_000, help="environment steps, over all environments")
-    add("--num-envs", type=number(int, 1), default=16, help="environments stepped together, the paper's n_e")
-    add("--num-steps", type=number(int, 1), default=16, help="steps per environment and update, the paper's t_max")
-    add("--network", default="nips", choices=["nips", "nature"], help="the smaller or the larger one, for Atari")
-    add("--learning-rate", type=number(float, 0), default=1e-3, help="RMSProp's step size, falling linearly to 0, η")
-    add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay of RMSProp's mean square g, α")
-    add("--rmsprop-eps", type=number(float, 1e-12), default=1e-8, help="added to g under the root, ε")
+    add("--vectorization-mode", choices=["sync", "async"], help="async: a process per environment, if steps are slow")
+    add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel, the paper's n_e")
+    add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
+    add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
+    add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
+    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--gae-lambda", type=number(float, 0, 1), default=0.95, help="λ: 1 is the n-step advantage, 0 the TD error")
-    add("--loss-scale", type=number(float, 0), default=1.0, help="factor of L: t_max makes means over time sums")
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.01, help="weight of the entropy bonus, the paper's β")
-    add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the global norm of the gradient to this")
-    add("--repeat-action-probability", type=number(float, 0, 1), default=0.0, help="Atari's sticky actions")
-    add("--bf16", action="store_true", help="run the network's body in bfloat16: faster, less exact")
-    add("--seed", type=number(int, 0), default=1, help="seeds networks, environments and actions")
-    add("--device", default="cuda" if gpus else "cpu", choices=devices, help="what torch finds of cpu, cuda and mps")
+    add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
+    add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
+    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=250_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
-    add("--resume", help="checkpoint.pt to go on from, with fresh episodes; one that is complete is only evaluated")
-    add("--run-dir", default="runs", help="parent of the run folder, which holds the checkpoint and the video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE", "offline"), choices=["disabled", "offline", "online"])
-    add("--wandb-project", default=os.environ.get("WANDB_PROJECT", "reference-rl"), help="W&B project")
+    add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
+    add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
-    if args.device == "cuda" and "LOCAL_RANK" in os.environ:  # by torchrun: each process has a GPU of its own
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-        if args.device not in devices:
-            parser.error(f"argument --device: there are {len(gpus)} GPUs for more processes")
+    try:
+        torch.empty(0, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+        flags = load_checkpoint(args.resume)["flags"]
+        kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
+        parser.set_defaults(**{name: flags[name] for name in kept})
+        args = parser.parse_args(argv)
+        if args.env_id != flags["env_id"]:
+            parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
+    if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
+        parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
     return args
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) on one body; π is categorical for discrete actions, normal for continuous ones.
+    """π(a|s) and V(s) on a shared body; π is categorical for discrete actions, normal for continuous ones."""
 
-    Weights and biases start uniformly in ±1 / √(number of inputs): the authors' choice, and torch's own.
-    """
-
-    def __init__(self, obs_space, action_space, network, bf16=False):
+    def __init__(self, obs_space, action_space, network):
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
-        self.image, self.bf16 = len(obs_space.shape) == 3, bf16
+        self.image = len(obs_space.shape) == 3
         if not self.image:
-            layers = [nn.Linear(obs_space.shape[0], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
+            layers = [init(nn.Linear(obs_space.shape[0], 64), 2**0.5), nn.Tanh()]
+            layers += [init(nn.Linear(64, 64), 2**0.5), nn.Tanh()]
+            num_features = 64
         elif network == "nips":
-            layers = [nn.Conv2d(4, 16, 8, stride=4), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU()]
-            layers += [nn.Flatten(), nn.Linear(32 * 9 * 9, 256), nn.ReLU()]
+            layers = [init(nn.Conv2d(4, 16, 8, stride=4), 2**0.5), nn.ReLU()]
+            layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU()]
+            layers += [nn.Flatten(), init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
+            num_features = 256
         else:
-            layers = [nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
-            layers += [nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 7 * 7, 512), nn.ReLU()]
+            layers = [init(nn.Conv2d(4, 32, 8, stride=4), 2**0.5), nn.ReLU()]
+            layers += [init(nn.Conv2d(32, 64, 4, stride=2), 2**0.5), nn.ReLU()]
+            layers += [init(nn.Conv2d(64, 64, 3), 2**0.5), nn.ReLU()]
+            layers += [nn.Flatten(), init(nn.Linear(64 * 7 * 7, 512), 2**0.5), nn.ReLU()]
+            num_features = 512
         self.body = nn.Sequential(*layers)
-        num_features = layers[-2].out_features
-        self.actor, self.critic = nn.Linear(num_features, num_outputs), nn.Linear(num_features, 1)
-        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # the same in all states
+        self.actor = init(nn.Linear(num_features, num_outputs), 0.01)  # a small gain: initially π is close to uniform
+        self.critic = init(nn.Linear(num_features, 1), 1.0)
+        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
 
     def forward(self, obs):
-        """(num_envs, *obs_shape), frames from 0 to 255 -> logits or means (num_envs, ...), and V(s), (num_envs,)."""
-        obs = obs.to(torch.bfloat16 if self.bf16 else torch.float32, copy=True)  # a copy, to change in place
-        if self.image:
-            obs = obs.div_(255).sub_(obs.mean((-2, -1), keepdim=True))  # less the background, the same in all states
-            obs = obs.contiguous(memory_format=torch.channels_last)  # in which convolutions learn faster
-        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self.bf16):
+        """(..., *obs_shape) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
+        if self.image:  # values from 0 to 255
+            frames = obs.flatten(0, -4) / 255  # (batch, 4, 84, 84)
+            frames = frames - frames.mean((-2, -1), keepdim=True)
+            frames = frames.contiguous(memory_format=torch.channels_last)  # convolutions are faster in this layout
+            features = self.body(frames).unflatten(0, obs.shape[:-3])
+        else:
             features = self.body(obs)
-        features = features.float()  # π and V are too fine for bfloat16, and take little time
         return self.actor(features), self.critic(features).squeeze(-1)
 
     def sample(self, output):
-        """Logits or means -> actions drawn from π(·|s), (..., *action_shape)."""
-        if self.discrete:  # Gumbel-max: the largest logit after adding noise is a draw from softmax(logits)
-            return (output - torch.empty_like(output).exponential_().log()).argmax(-1)
+        """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
+        if self.discrete:
+            probs = output.softmax(-1).nan_to_num(1.0)  # let NaN pass: the gradient's check says what to do
+            return torch.multinomial(probs, 1).squeeze(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
 
     def greedy(self, output):
@@ -134,71 +149,63 @@ class ActorCritic(nn.Module):
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
 
 
-def compute_advantages(rewards, values, terminateds, dones, gamma, gae_lambda):
+def init(layer, gain):
+    """Give a layer orthogonal weights and zero biases."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def compute_advantages(rewards, values, terminations, dones, gamma, gae_lambda):
     """GAE(γ, λ), eq. 16; values has num_steps + 1 rows, the other arrays and the result are (num_steps, num_envs)."""
-    # Only a terminal state stops the bootstrap: an episode that the clock cut would have gone on.
-    deltas = rewards + gamma * values[1:] * ~terminateds - values[:-1]
-    advantages = np.zeros_like(values)  # one row more, of zeros, after the last step
+    # Only a terminal state stops the bootstrap: a truncated episode would have continued.
+    deltas = rewards + gamma * values[1:] * ~terminations - values[:-1]
+    advantages = np.zeros_like(values)  # one extra row of zeros, after the last step
     for t in reversed(range(len(deltas))):
         advantages[t] = deltas[t] + gamma * gae_lambda * ~dones[t] * advantages[t + 1]
     return advantages[:-1]
 
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, vf_coef, ent_coef):
-    """L of the header -> (loss, metrics); every tensor is (batch,)."""
+    """The loss L of the module docstring -> (loss, metrics); every tensor is (batch,)."""
     policy_loss = -(log_prob * advantages).mean()
     value_loss = (returns - values).square().mean()
     entropy = entropy.mean()
     loss = policy_loss + vf_coef * value_loss - ent_coef * entropy
-    return loss, {"losses/policy_loss": policy_loss, "losses/value_loss": value_loss, "losses/entropy": entropy}
-
-
-class RMSProp(torch.optim.Optimizer):
-    """g = αg + (1 - α)Δθ²; θ = θ - η Δθ / √(g + ε), from g = 1: TensorFlow's form. torch's has g = 0 and √g + ε."""
-
-    def __init__(self, parameters, lr, decay, eps):
-        super().__init__(parameters, {"lr": lr})
-        self.decay, self.eps = decay, eps
-        for p in self.param_groups[0]["params"]:
-            self.state[p]["mean_square"] = torch.ones_like(p)
-
-    @torch.no_grad()
-    def step(self):
-        """Update the parameters by their gradients."""
-        for p in self.param_groups[0]["params"]:
-            g = self.state[p]["mean_square"]
-            g.mul_(self.decay).addcmul_(p.grad, p.grad, value=1 - self.decay)
-            p.addcdiv_(p.grad, (g + self.eps).sqrt_(), value=-self.param_groups[0]["lr"])
+    metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    metrics["explained_variance"] = 1 - (returns - values).detach().var(correction=0) / returns.var(correction=0)
+    return loss, {f"losses/{name}": value for name, value in metrics.items()}
 
 
 def average_gradient(agent, count):
-    """Replace this rank's gradient, a mean over `count` transitions, by the mean over those of all ranks."""
-    gradients = [p.grad for p in agent.parameters()]
-    total = torch.cat([g.flatten() for g in gradients] + [gradients[0].new_ones(1)])
-    total = total * count if count else torch.zeros_like(total)  # a mean over none is NaN
-    distributed.all_reduce(total)  # the sum over ranks, the same bits on each of them
-    mean = total[:-1] / total[-1].clamp(min=1)
-    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    """Replace this rank's gradient, a mean over `count` transitions, by the mean over the transitions of all ranks."""
+    total = torch.tensor(float(count), device=agent.critic.weight.device)
+    distributed.all_reduce(total)  # a sum over ranks
+    for p in agent.parameters():
+        p.grad = p.grad * count if count else torch.zeros_like(p)  # a mean over no transitions is NaN
+        distributed.all_reduce(p.grad)
+        p.grad /= total.clamp(min=1)
 
 
-def update(agent, optimizer, output, values, actions, rewards, terminateds, dones, valids, args):
-    """One gradient step on a rollout -> metrics, by what acting has left for autograd on output and values.
-
-    output is (num_steps, num_envs, ...), values (num_steps + 1, num_envs); the arrays are (num_steps, num_envs, ...).
-    """
+def update(agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args):
+    """One gradient step on a rollout -> metrics; observations has num_steps + 1 rows, the other arrays num_steps."""
+    to_tensor = partial(torch.as_tensor, device=args.device)
+    output, values = agent(observations)  # (num_steps + 1, num_envs, ...)
     baseline = values.detach().cpu().numpy()  # advantages and returns carry no gradient
-    advantages = compute_advantages(rewards, baseline, terminateds, dones, args.gamma, args.gae_lambda)
+    advantages = compute_advantages(rewards, baseline, terminations, dones, args.gamma, args.gae_lambda)
     returns = advantages + baseline[:-1]
-    columns = (x[valids] for x in (actions, advantages, returns))  # (batch, ...): resets left out
-    actions, advantages, returns = (torch.as_tensor(x, device=args.device) for x in columns)
-    valids = torch.as_tensor(valids)  # stays with the CPU, which has to know how many there are
-    log_prob, entropy = agent.log_prob_and_entropy(output[valids], actions)  # (batch,)
-    loss, metrics = a2c_loss(log_prob, entropy, values[:-1][valids], advantages, returns, args.vf_coef, args.ent_coef)
+
+    # Reset steps are left out: what follows is (batch, ...).
+    actions = to_tensor(actions[is_transition])
+    advantages = to_tensor(advantages[is_transition])
+    returns = to_tensor(returns[is_transition])
+    log_prob, entropy = agent.log_prob_and_entropy(output[:-1][is_transition], actions)
+    values = values[:-1][is_transition]
+    loss, metrics = a2c_loss(log_prob, entropy, values, advantages, returns, args.vf_coef, args.ent_coef)
     optimizer.zero_grad()
-    (args.loss_scale * loss).backward()
+    loss.backward()
     if distributed.is_initialized():
-        average_gradient(agent, int(valids.sum()))
+        average_gradient(agent, is_transition.sum())
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     if not grad_norm.isfinite():
         raise RunError(f"the gradient is not finite: lower --learning-rate, or look for NaN in {args.env_id}")
@@ -208,177 +215,231 @@ def update(agent, optimizer, output, values, actions, rewards, terminateds, done
 
 def train(args):
     """Train, log, save and evaluate -> (agent, history), history a list of (global_step, episode_return)."""
-    torch.manual_seed(args.seed)  # on every rank: the weights are the same
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs))
+    rank, num_ranks = start_ranks(args)
+    torch.manual_seed(args.seed)  # all ranks start with the same weights
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
+    can_render = is_atari(args) or "rgb_array" in envs.metadata["render_modes"]
+    if args.capture_video and not can_render:  # say so now, not after training
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if len(obs_space.shape) == 1:
-        torch.set_num_threads(1)  # the network is tiny: one thread beats many
-    rank, num_ranks = start_ranks()
-    agent = ActorCritic(obs_space, action_space, args.network, args.bf16)
-    agent.to(args.device, memory_format=torch.channels_last)  # as the frames will be
-    optimizer = RMSProp(agent.parameters(), args.learning_rate, args.rmsprop_decay, args.rmsprop_eps)
-    start_step, run_id = load_checkpoint(args, agent=agent, optimizer=optimizer) if args.resume else (0, None)
-    torch.manual_seed(env_seed(args.seed, 2, start_step, rank))  # neither ranks nor resumed runs repeat a noise
+    agent = ActorCritic(obs_space, action_space, args.network)
+    agent.to(args.device, memory_format=torch.channels_last)  # the layout of the frames
+    if not agent.image:
+        torch.set_num_threads(1)  # one thread is faster than several for a network this small
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.9, 0.999), eps=1e-5, fused=True)
+    start_step, run_id = 0, None
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
+        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    torch.manual_seed(derive_seed(args.seed, 2, start_step, rank))  # every rank and every resumed run draws new noise
 
+    # Rollouts are NumPy arrays, like the environments' output, except for the observations: these are copied to the
+    # device once, frames as uint8, for acting and for learning.
     shape = args.num_steps, args.num_envs
+    dtype = torch.uint8 if agent.image else torch.float32
+    observations = torch.zeros((args.num_steps + 1, args.num_envs, *obs_space.shape), dtype=dtype, device=args.device)
     actions = np.zeros((*shape, *action_space.shape), np.int64 if agent.discrete else np.float32)
     rewards = np.zeros(shape, np.float32)
-    terminateds, dones, valids = np.zeros((3, *shape), bool)
+    terminations, dones, is_transition = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
     done = np.zeros(args.num_envs, bool)
     history = []
-    batch_size = args.num_steps * args.num_envs * num_ranks
-    global_step = start_step  # counts the resets, too, and the steps of all ranks; history has the episodes of this one
-    obs, _ = envs.reset(seed=env_seed(args.seed, 0, start_step, rank))
-    run, folder = start_run(args, run_id, args.device) if rank == 0 else (None, None)
+    global_step = start_step  # includes reset steps and the steps of all ranks; history has this rank's episodes
+    next_log = start_step + args.log_interval
+    obs, infos = envs.reset(seed=derive_seed(args.seed, 0, start_step, rank))
+    observations[0] = torch.as_tensor(obs)
+    lives = infos.get("lives", 0)  # Atari's
+    run, folder = start_run(args, run_id) if rank == 0 else (None, None)
     start_time = time.perf_counter()
-    try:
-        while global_step < args.total_timesteps:
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - global_step / args.total_timesteps)
 
-            # 1. Play num_steps in every environment with the current policy. What autograd needs of acting is kept, so
-            # learning takes no second forward pass.
-            outputs, values = [], []
+    def save():
+        return save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
+
+    with finishing(run, envs, save) if rank == 0 else contextlib.closing(envs):
+        while global_step < args.total_timesteps:
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - global_step / args.total_timesteps)
+
+            # 1. Play num_steps in every environment with the current policy.
             for t in range(args.num_steps):
-                output, value = agent(torch.as_tensor(obs, device=args.device))  # (num_envs, ...), (num_envs,)
-                outputs.append(output)
-                values.append(value)
-                actions[t] = agent.sample(output).detach().cpu()  # the CPU waits for the GPU, here and in update
-                valids[t] = ~done  # the step after a done only resets: its action is ignored, it is no transition
-                # With a done comes the episode's true last observation: a time limit bootstraps from its value.
-                obs, reward, terminateds[t], truncated, infos = envs.step(actions[t])
-                rewards[t] = np.sign(reward) if "ALE/" in args.env_id else reward  # Atari's clipped to ±1
-                done = dones[t] = terminateds[t] | truncated
+                with torch.inference_mode():
+                    output, _ = agent(observations[t])
+                    actions[t] = agent.sample(output).cpu()  # waits for the GPU
+                is_transition[t] = ~done  # the step after a done only resets: its action is ignored
+                # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
+                obs, rewards[t], terminations[t], truncated, infos = envs.step(actions[t])
+                observations[t + 1] = torch.as_tensor(obs)  # copies to the GPU
+                if is_atari(args):
+                    rewards[t] = np.sign(rewards[t])
+                done = terminations[t] | truncated
+                lost_life = infos.get("lives", 0) < lives
+                lives = infos.get("lives", 0)
+                if args.terminal_on_life_loss:
+                    terminations[t] |= lost_life  # for the values alone: the episode continues
+                dones[t] = terminations[t] | truncated
                 global_step += args.num_envs * num_ranks
-                history += [(global_step, float(infos["episode"]["r"][i])) for i in np.flatnonzero(done)]
+                history += [(global_step, float(infos["statistics"]["r"][i])) for i in np.flatnonzero(done)]
 
             # 2. Learn from the whole rollout, in one gradient step.
-            if valids.any() or num_ranks > 1:  # else resets alone
-                with torch.no_grad():
-                    values.append(agent(torch.as_tensor(obs, device=args.device))[1])
-                acted = torch.stack(outputs), torch.stack(values)
-                metrics = update(agent, optimizer, *acted, actions, rewards, terminateds, dones, valids, args)
+            if is_transition.any() or num_ranks > 1:
+                metrics = update(
+                    agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args
+                )
+            observations[0] = observations[-1]
 
             # 3. Log and save.
-            if rank == 0 and (global_step % args.log_interval < batch_size or global_step >= args.total_timesteps):
-                speed = (global_step - start_step) / (time.perf_counter() - start_time)
-                metrics["charts/PPS"] = speed * (1 + 1 / args.num_steps)  # states through the network, as in GA3C
-                metrics["charts/TPS"] = speed / batch_size  # updates
-                log_progress(run, args, global_step, speed, history, envs.length_queue, metrics)
-                save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
+            if rank == 0 and global_step >= min(next_log, args.total_timesteps):
+                next_log += args.log_interval
+                metrics["charts/SPS"] = (global_step - start_step) / (time.perf_counter() - start_time)
+                metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+                log_progress(run, args, global_step, history, envs.length_queue, metrics)
+                save()
 
+        envs.close()
         if rank == 0:
             log_evaluation(run, folder, agent, args, global_step)
-    finally:
-        try:  # after Ctrl-C, SIGTERM or an environment's error, too: what has been learned is kept
-            if rank == 0 and global_step > start_step:
-                save_checkpoint(folder, args, global_step, run.id, agent=agent, optimizer=optimizer)
-                print(f"checkpoint  {folder / 'checkpoint.pt'}  step {global_step:,}", flush=True)
-        finally:
-            envs.close()
-            if rank == 0:
-                run.finish(exit_code=int(sys.exc_info()[0] is not None))
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
     return agent, history
 
 
-def start_ranks():
-    """Join the processes that torchrun has started, if it has -> rank, their number."""
+def start_ranks(args):
+    """Join the other processes that torchrun has started -> rank, number of ranks; without torchrun 0, 1."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1
-    distributed.init_process_group()  # which takes NCCL for tensors on a GPU and gloo for those on a CPU
+    if args.device == "cuda":  # from here on it means the GPU of this process
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group()  # picks NCCL for GPU tensors and Gloo for CPU tensors
     return distributed.get_rank(), distributed.get_world_size()
 
 
 def evaluate(agent, args, num_episodes, video_folder=None):
-    """Play greedy episodes side by side, in environments seeded away from training's -> their returns, floats."""
-    envs = make_envs(args, num_episodes, **({"render_mode": "rgb_array"} if video_folder else {}))
+    """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
+    render = {"render_mode": "rgb_array"} if video_folder else {}
+    envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, str(video_folder), episode_trigger=lambda episode: episode == 0)
-    obs, _ = envs.reset(seed=env_seed(args.seed, 1))
+        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
+            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
+        )
+    obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
-    playing = np.ones(num_episodes, bool)  # each environment counts for its first episode: more would favour short ones
-    for _ in range(100_000):  # a greedy policy may go in circles where no time limit stops it
-        if not playing.any():
-            break
+    playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
+    for _ in range(100_000):  # without a time limit a greedy policy may loop forever
         with torch.inference_mode():
             output, _ = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
             action = agent.greedy(output).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
+        if not playing.any():
+            break
+    else:
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
-def env_seed(*key):
-    """A seed for environments, far from that of another key: Gymnasium counts up from it, one per environment."""
+def derive_seed(*key):
+    """An independent seed for each key."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
-def make_envs(args, num_envs, **render):
-    """Environments stepped together, which reset themselves in the step after a done; RunError if they do not fit."""
-    if "ALE/" in args.env_id:
-        envs = make_games(args, num_envs, **render)
+def make_envs(args, num_envs, **options):
+    """Environments stepped in parallel, which reset in the step after a done; RunError for actions it cannot learn."""
+    if is_atari(args):
+        envs = make_atari(args, num_envs, **options)
     else:
-        envs = gym.make_vec(args.env_id, num_envs=num_envs, **render)
+        envs = gym.make_vec(args.env_id, num_envs, args.vectorization_mode, **args.env_kwargs, **options)
+        if args.vectorization_mode == "async":  # otherwise it waits forever for a step that SIGTERM has interrupted
+            envs.close = partial(envs.close, terminate=True)
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    fits = "ALE/" in args.env_id or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)
-    if not (fits and (discrete or continuous) and autoreset == gym.vector.AutoresetMode.NEXT_STEP):
+    if not (discrete or continuous) or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: takes flat observations or Atari, Discrete (from 0) or flat float actions and "
-            f"AutoresetMode.NEXT_STEP, not {obs_space}, {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and "
+            f"AutoresetMode.NEXT_STEP; it has {action_space} and {autoreset}"
         )
-    return envs if discrete else gym.wrappers.vector.ClipAction(envs)
+    if not (is_atari(args) or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
+        envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
+    if continuous and action_space.is_bounded():  # the policy acts in [-1, 1]
+        envs = gym.wrappers.vector.RescaleAction(envs, np.float32(-1), np.float32(1))
+    return gym.wrappers.vector.ClipAction(envs) if continuous else envs
 
 
-def make_games(args, num_envs, **render):
-    """Atari, (4, 84, 84) uint8 frames as in the papers, stepped together by ALE or, where to be rendered, Gymnasium."""
-    import ale_py  # here, as nothing else needs it
+def is_atari(args):
+    """Whether the environment is one of ALE's games."""
+    return args.env_id.split(":")[-1].startswith("ALE/")
+
+
+def make_atari(args, num_envs, **options):
+    """Make Atari games that observe (4, 84, 84) uint8 frames; ALE steps them or, if they are rendered, Gymnasium."""
+    import ale_py  # imported here: only Atari needs it
 
     gym.register_envs(ale_py)
-    options = {"num_envs": num_envs, "repeat_action_probability": args.repeat_action_probability} | render
-    if not render:
+    options = {"repeat_action_probability": 0.0} | args.env_kwargs | options
+    if "render_mode" not in options:
         threads = min(num_envs, torch.get_num_threads())
-        return gym.make_vec(args.env_id, reward_clipping=False, num_threads=threads, **options)
+        return gym.make_vec(
+            args.env_id, num_envs, reward_clipping=False, use_fire_reset=False, num_threads=threads, **options
+        )
     wrappers = [gym.wrappers.AtariPreprocessing, stack_frames]
-    return gym.make_vec(args.env_id, vectorization_mode="sync", wrappers=wrappers, frameskip=1, **options)
+    return gym.make_vec(args.env_id, num_envs, "sync", wrappers=wrappers, frameskip=1, **options)
 
 
 def stack_frames(env):
-    """The environment, its last four frames observed together; zeros before an episode, as ALE has them."""
+    """Observe the last four frames together; before an episode there are zeros."""
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
-def start_run(args, run_id, device):
-    """Make the run's folder and start W&B; with run_id both go on with those of --resume -> (run, folder)."""
+def start_run(args, run_id):
+    """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{Path(__file__).stem}__{args.seed}__{new_id}"
-    folder = Path(args.run_dir, name) if run_id is None else Path(args.resume).resolve().parent
+    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"project": args.wandb_project, "mode": args.wandb_mode, "name": folder.name}
-    run = wandb.init(**where, id=run_id or new_id, resume="allow", config=vars(args) | {"torch": torch.__version__})
+    run = wandb.init(
+        project=args.wandb_project,
+        mode=args.wandb_mode,
+        name=folder.name,
+        id=run_id or new_id,
+        resume="allow",
+        config=vars(args),
+        save_code=True,
+    )
     run.define_metric("*", step_metric="global_step")
-    print(f"{Path(__file__).name}  {args.env_id}  {device}  {folder}", flush=True)
+    print(f"{SCRIPT}  {args.env_id}  {getattr(args, 'device', 'cpu')}  {folder}", flush=True)
     return run, folder
 
 
-def log_progress(run, args, global_step, speed, history, lengths, metrics):
-    """A row in W&B and a line in the terminal: means over the last 100 episodes, steps/s and the metrics."""
-    returns = [episode_return for _, episode_return in history[-100:]]
-    mean_return, mean_length = (np.mean(x or [np.nan]) for x in (returns, lengths))
-    row = {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "charts/SPS": speed}
-    row |= {name: torch.as_tensor(value).item() for name, value in metrics.items()}
-    run.log(row | {"global_step": global_step})
-    left = max(0, args.total_timesteps - global_step) / speed
+@contextlib.contextmanager
+def finishing(run, envs, save):
+    """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
+    try:
+        yield
+    finally:
+        try:
+            print(f"checkpoint  {save()}", flush=True)
+        finally:
+            envs.close()
+            run.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+
+def log_progress(run, args, global_step, history, lengths, metrics):
+    """Log the metrics and the means over the last 100 episodes to W&B, and a line to the terminal."""
+    mean_return = np.mean([episode_return for _, episode_return in history[-100:]] or [np.nan])
+    mean_length = np.mean(lengths or [np.nan])
+    row = {name: torch.as_tensor(value).item() for name, value in metrics.items()}
+    row |= {"charts/episodic_return": mean_return, "charts/episodic_length": mean_length, "global_step": global_step}
+    run.log(row)
+    speed = row["charts/SPS"]
+    left = max(0, args.total_timesteps - global_step) / speed  # seconds
     print(f"step {global_step:11,}  return {mean_return:8.1f}  {speed:9,.0f} steps/s  {left:6.0f} s left", flush=True)
 
 
 def log_evaluation(run, folder, agent, args, global_step):
-    """The greedy policy's mean return and, if wanted, its video, to W&B and the terminal."""
+    """Log the greedy policy's return and, with --capture-video, a video."""
     if args.eval_episodes:
         returns = evaluate(agent, args, args.eval_episodes)
         mean, std = np.mean(returns), np.std(returns)
@@ -389,31 +450,33 @@ def log_evaluation(run, folder, agent, args, global_step):
         run.log({"eval/video": wandb.Video(str(next(folder.glob("video/*.mp4")))), "global_step": global_step})
 
 
-def save_checkpoint(folder, args, global_step, run_id, **parts):
-    """Write FOLDER/checkpoint.pt, whole or not at all: tensors, numbers and strings, which torch.load deems safe."""
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    checkpoint |= {"script": Path(__file__).stem, "flags": vars(args), "global_step": global_step, "run_id": run_id}
+def save_checkpoint(folder, args, global_step, run_id, **modules):
+    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    checkpoint = {name: module.state_dict() for name, module in modules.items()}
+    checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk an OSError, and the last one is kept
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+    return folder / "checkpoint.pt"
 
 
-def load_checkpoint(args, **parts):
-    """Restore what save_checkpoint wrote to args.resume -> (global_step, run_id)."""
+def load_checkpoint(path, **modules):
+    """Read what save_checkpoint wrote and restore the modules -> the checkpoint; RunError if it does not fit."""
     try:
-        checkpoint = torch.load(args.resume, map_location="cpu", weights_only=True)
-        if (checkpoint["script"], checkpoint["flags"]["env_id"]) != (Path(__file__).stem, args.env_id):
-            raise ValueError("it is of another script or environment")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        return checkpoint["global_step"], checkpoint["run_id"]
-    except Exception as error:  # a file from anywhere can fail in any way
-        raise RunError(f"--resume {args.resume}: no checkpoint of this script and network: {error!r:.200}") from None
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it belongs to {checkpoint['script']}.py")
+        for name, module in modules.items():
+            module.load_state_dict(checkpoint[name])
+    except Exception as error:  # an arbitrary file can fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
+    return checkpoint
 
 
 class RunError(ValueError):
-    """What the user can mend; the program ends with its text as one line."""
+    """An error that the user can fix; main prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):
@@ -421,7 +484,7 @@ def number(kind, low, high=sys.maxsize):
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"
@@ -430,9 +493,10 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
     try:
         train(parse_args())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (RunError, ImportError, MemoryError, OSError, gym.error.Error, wandb.Error) as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    except (RunError, gym.error.Error, wandb.Error) as error:
+        sys.exit(f"{SCRIPT}.py: error: {error}")
