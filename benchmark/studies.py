@@ -1,13 +1,13 @@
-"""What the lectures say, measured; and what dqn.py does with images.
+"""Measure what the lectures claim, and how dqn.py handles images.
 
-    python benchmark/studies.py exact         tabular_q.py's greedy policy beside the optimum, 10 seeds; 4 minutes
+    python benchmark/studies.py exact         greedy policy of tabular_q.py beside the optimum, 10 seeds; 4 minutes
     python benchmark/studies.py cliff         Q-learning, SARSA, expected SARSA (Sutton & Barto, example 6.6); 3 minutes
-    python benchmark/studies.py variance      of reinforce.py's gradient estimate for each --psi; a minute
-    python benchmark/studies.py asynchrony    A3C, GA3C and PAAC: speed and policy lag; a quarter of an hour
-    python benchmark/studies.py frames        what dqn.py --pixels sees of CartPole-v1
-    python benchmark/studies.py memory        of dqn.py's buffer with a million Atari transitions; 8 GB, half a minute
+    python benchmark/studies.py variance      variance of reinforce.py's gradient estimate for each --psi; 1 minute
+    python benchmark/studies.py asynchrony    A3C, GA3C and PAAC: speed, gradient delay, policy lag; 15 minutes
+    python benchmark/studies.py frames        what dqn.py --pixels observes of CartPole-v1
+    python benchmark/studies.py memory        memory of a replay buffer of a million Atari transitions; 8 GB, 30 s
 
-Each writes its CSV and PNG into benchmark/results; asynchrony --plot-only draws what is stored.
+Each study writes its CSV and PNG to benchmark/results; asynchrony --plot-only redraws from what is stored.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito
 
 
 def stamp(script):
-    """The columns at the end of a row."""
+    """Return the last columns of a row."""
     return {"code": fingerprint(script), "date": date.today()} | setting()
 
 
@@ -45,7 +45,7 @@ EXACT = {  # flags: seeds
 
 
 def exact():
-    """Train, and solve the model for the values of the greedy policy and of the best one."""
+    """Train, and solve the model for the values of the greedy and of the optimal policy."""
     import tabular_q
 
     rows = []
@@ -56,7 +56,7 @@ def exact():
             start, greedy = world.initial_state_distrib, tabular_q.greedy_policy(run.agent)
             began = time.perf_counter()
             _, best = tabular_q.policy_iteration(world.P, run.args.gamma)
-            seconds = run.seconds if run.history else time.perf_counter() - began  # of the solution alone
+            seconds = run.seconds if run.history else time.perf_counter() - began  # for the solution alone
             values = tabular_q.policy_evaluation(world.P, greedy, run.args.gamma)
             row = {"command": command_line("tabular_q", flags.split()), "seed": seed}
             row |= {"greedy_value": start @ values, "optimal_value": start @ best, "starts": (start > 0).sum()}
@@ -76,9 +76,10 @@ def exact():
 
 
 def cliff(num_episodes=500, num_seeds=30, window=20):
-    """ε = 0.1 and γ = 1. The curves are those of the first episodes, where α has hardly fallen from 0.5.
+    """Compare the algorithms with ε = 0.1 and γ = 1.
 
-    The greedy paths are those at the end, where α is 0 and SARSA's noise is gone.
+    The curves show the first episodes, where α has hardly decayed from 0.5; the greedy paths are those at the end of
+    training, where α is 0.
     """
     import tabular_q
 
@@ -113,20 +114,20 @@ def cliff(num_episodes=500, num_seeds=30, window=20):
 PSI = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
 
 
-def estimates(agent, observations, actions, rewards, cuts, valids, args):
-    """-∇L (of the policy alone) on one batch for each Ψ: (num_psi, number of weights)."""
+def estimates(agent, observations, actions, rewards, truncations, is_transition, args):
+    """Return -∇L of the policy alone on one batch, one row per Ψ: (num_psi, num_weights)."""
     import torch
 
     import reinforce
 
-    output, values = agent(torch.as_tensor(observations[:-1][valids]))
-    log_prob, entropy = agent.log_prob_and_entropy(output, torch.as_tensor(actions[valids]))
+    output, values = agent(torch.as_tensor(observations[:-1][is_transition]))
+    log_prob, entropy = agent.log_prob_and_entropy(output, torch.as_tensor(actions[is_transition]))
     bootstrapped, gradients = rewards.copy(), []
-    last_values = agent.critic(torch.as_tensor(observations[1:][cuts])).detach().squeeze(-1)
-    bootstrapped[cuts] += args.gamma * last_values.numpy()
+    last_values = agent.critic(torch.as_tensor(observations[1:][truncations])).detach().squeeze(-1)
+    bootstrapped[truncations] += args.gamma * last_values.numpy()
     for psi in PSI:
         returns = reinforce.discounted_returns(bootstrapped if psi == "value_baseline" else rewards, args.gamma)
-        weights = reinforce.psi_weights(psi, returns, values.detach().numpy(), valids, args.elite_fraction)
+        weights = reinforce.psi_weights(psi, returns, values.detach().numpy(), is_transition, args.elite_fraction)
         loss, _ = reinforce.reinforce_loss(log_prob, entropy, torch.as_tensor(weights), args.num_envs, 0.0)
         gradient = torch.autograd.grad(loss, list(agent.actor.parameters()), retain_graph=True)
         gradients.append(-torch.cat([g.flatten() for g in gradient]))
@@ -134,11 +135,11 @@ def estimates(agent, observations, actions, rewards, cuts, valids, args):
 
 
 def variance(num_envs=16):
-    """At equal policy and equal episodes: an early and a later policy play a million steps in batches of 16 episodes.
+    """Compare the gradient estimates of all Ψ on the same episodes of an early and of a later policy.
 
-    From each batch every Ψ makes its estimate. Noise is the trace of the estimates' covariance, signal the squared
-    length of their mean, less what noise is left in it. Only noise relative to signal compares weights of different
-    scale, such as those of elite. The critic is the one that the policy was trained with.
+    The policy plays a million steps in batches of 16 episodes. Noise is the trace of the covariance of the estimates,
+    signal the squared norm of their mean minus the noise left in it. Only their ratio compares weights of different
+    scale, such as those of elite. The critic is the one that was trained together with the policy.
     """
     import torch
 
@@ -150,7 +151,7 @@ def variance(num_envs=16):
         agent = timed_train(reinforce, [f"--total-timesteps={steps}", "--eval-episodes=0"]).agent
         batches = []
 
-        def update(agent, optimizer, *batch, batches=batches):  # the script's own would change the policy
+        def update(agent, optimizer, *batch, batches=batches):  # the script's own update would change the policy
             batches.append(estimates(agent, *batch))
             return {}
 
@@ -158,7 +159,7 @@ def variance(num_envs=16):
         network = mock.patch.object(reinforce, "ActorCritic", lambda *_, agent=agent: agent)
         with mock.patch.object(reinforce, "update", update), network:
             score = np.mean([value for _, value in timed_train(reinforce, flags).history])
-        gradients = torch.stack(batches[:-1])  # the last batch is cut by the end of training
+        gradients = torch.stack(batches[:-1])  # the end of training truncates the last batch
         noise = gradients.var(0).sum(-1)
         signal = gradients.mean(0).square().sum(-1) - noise / len(gradients)
         ratios = (noise / signal).tolist()
@@ -182,40 +183,39 @@ def variance(num_envs=16):
 NUMBERS = [1, 2, 4, 8, 16]  # of environments
 COMMON = "--learning-rate 1e-3 --num-steps 20 --vf-coef 0.1 --ent-coef 0.01 --max-grad-norm 40"
 CARTPOLE = "--env-id CartPole-v1 --gamma 0.98 --total-timesteps 200000 --log-interval 10000"
-PONG = "--env-id ALE/Pong-v5 --gamma 0.99 --repeat-action-probability 0 --total-timesteps 20000 --log-interval 20000"
-PONG += " --eval-episodes 0"
-FLAGS = {  # of each script: the name of its number of environments, and what makes its settings those of the others
+PONG = "--env-id ALE/Pong-v5 --gamma 0.99 --total-timesteps 20000 --log-interval 20000 --eval-episodes 0"
+FLAGS = {  # script: flags that make its settings comparable, ending with its number of environments
     "a3c": "--rmsprop-eps 0.01 --num-workers",
-    "ga3c": "--rmsprop-eps 0.1 --num-agents",  # beside the root, not in it
-    "paac_gpu": "--rmsprop-eps 0.01 --gae-lambda 1 --loss-scale 20 --device cpu --num-envs",
+    "ga3c": "--rmsprop-eps 0.1 --num-agents",  # added outside the square root
+    "paac_gpu": "--gae-lambda 1 --network nips --device cpu --num-envs",
 }
 
 
 def measure(name, number, flags):
-    """One run of a script -> its row of results and its learning curve."""
+    """Run a script once -> its row of results and its learning curve."""
     script, logged = importlib.import_module(name), []
     flags = [*COMMON.split(), *flags.split(), *FLAGS[name].split(), str(number)]
-    with mock.patch.object(script, "log_progress", lambda *args: logged.append(args)):
+    with mock.patch.object(script, "log_progress", lambda *args: logged.append(args[-1])):
         run = timed_train(script, flags)
-    speed, metrics = logged[-1][3], [row[-1] for row in logged]
-    lags = [row.get("charts/policy_lag", 0) for row in metrics]
+    speed = logged[-1]["charts/SPS"]
+    delays = {"gradient_delay": "charts/gradient_delay", "policy_lag": "charts/policy_lag"}  # A3C's and GA3C's
     row = {"script": name, "env_id": run.args.env_id, "num_envs": number, "seed": run.args.seed, "steps": run.steps}
-    row |= {"steps_per_second": round(speed), "updates_per_second": round(metrics[-1]["charts/TPS"], 1)}
-    row["predictions_per_second"] = round(metrics[-1].get("charts/PPS", speed))  # A3C: one state a step
-    score = round(float(np.mean(run.returns)), 1) if run.returns else ""
-    row |= {"policy_lag": round(float(np.mean(lags)), 3), "eval_mean": score}
+    row["steps_per_second"] = round(speed)
+    row["updates_per_second"] = round(logged[-1].get("charts/TPS", speed / (number * run.args.num_steps)), 1)
+    for column, chart in delays.items():
+        row[column] = round(float(np.mean([metrics[chart] for metrics in logged])), 3) if chart in logged[0] else ""
+    row["eval_mean"] = round(float(np.mean(run.returns)), 1) if run.returns else ""
     return row | {"flags": " ".join(flags)} | stamp(name), curve(run.history, run.steps)
 
 
 def asynchrony(plot_only):
-    """CartPole-v1 with 1 to 16 environments; Pong with 8, a few minutes, without the return.
+    """Run CartPole-v1 with 1 to 16 environments, and Pong with 8 for a few minutes, without a return.
 
-    Policy lag is the number of updates between the weights that chose an action and those that learn from it; PAAC has
-    none, as nobody plays while it learns. Equal are learning rate, t_max, discount, loss weights and steps, not the
-    first weights and RMSProp's form. The losses are sums over time, in a3c.py over one rollout, in ga3c.py over the
-    pieces of a batch, in paac_gpu.py a mean over environments.
+    Gradient delay: the updates that other workers made between a worker's copy of the weights and its own update.
+    Policy lag: the updates between the weights that chose an action and those that learn from it. PAAC has neither.
+    Learning rate, t_max, discount, loss weights and steps are equal; the optimizers are not, PAAC's is Adam.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the games' processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
     rows, points = [], []
     contests = [(name, number, CARTPOLE) for number in NUMBERS for name in FLAGS] + [(name, 8, PONG) for name in FLAGS]
     for name, number, flags in [] if plot_only else contests:
@@ -223,30 +223,33 @@ def asynchrony(plot_only):
         rows.append(row)
         if flags == CARTPOLE:
             points += [{"script": name, "num_envs": number, "global_step": x, "mean_return": y} for x, y in steps]
-        print(
-            f"{name} {row['env_id']} {number}: {row['steps_per_second']:,} steps/s, lag {row['policy_lag']}", flush=True
-        )
+        print(f"{name} {row['env_id']} {number}: {row['steps_per_second']:,} steps/s", flush=True)
         write_csv(RESULTS / "asynchrony.csv", rows)
         write_csv(RESULTS / "asynchrony_curves.csv", points)
     rows, points = read_csv(RESULTS / "asynchrony.csv"), read_csv(RESULTS / "asynchrony_curves.csv")
 
-    columns = "num_envs steps_per_second predictions_per_second updates_per_second policy_lag eval_mean".split()
-    print("| game | script | environments | steps/s | predictions/s | updates/s | policy lag | greedy return |")
+    columns = "num_envs steps_per_second updates_per_second gradient_delay policy_lag eval_mean".split()
+    print("| game | script | environments | steps/s | updates/s | gradient delay | policy lag | greedy return |")
     print("|" + " --- |" * 8)
     for row in rows:
         print("|", " | ".join([row["env_id"], row["script"], *(row[column] for column in columns)]), "|")
 
     fig, axs = axes("", "environments (workers, agents)", nrows=2, ncols=2, figsize=(11, 8), dpi=130)
-    titles = {"steps_per_second": "steps/s", "updates_per_second": "updates/s", "policy_lag": "policy lag, updates"}
+    titles = {"steps_per_second": "steps/s", "updates_per_second": "updates/s"}
     for name, label, color in (("a3c", "A3C", BLUE), ("ga3c", "GA3C", ORANGE), ("paac_gpu", "PAAC", GREEN)):
         mine = [row for row in points if (row["script"], row["num_envs"]) == (name, str(NUMBERS[-1]))]
         x, y = ([float(row[column]) for row in mine] for column in ("global_step", "mean_return"))
         band(axs[0, 0], [(x, y)], label, color)
         mine = [row for row in rows if (row["script"], row["env_id"]) == (name, "CartPole-v1")]
-        for ax, column in zip(axs.flat[1:], titles, strict=True):
-            ax.plot([int(row["num_envs"]) for row in mine], [float(row[column]) for row in mine], "o-", color=color)
+        numbers = [int(row["num_envs"]) for row in mine]
+        for ax, column in zip(axs.flat[1:], titles, strict=False):
+            ax.plot(numbers, [float(row[column]) for row in mine], "o-", color=color)
+        for column, text in {"gradient_delay": "A3C: gradient delay", "policy_lag": "GA3C: policy lag"}.items():
+            if mine[0][column]:
+                axs[1, 1].plot(numbers, [float(row[column]) for row in mine], "o-", color=color, label=text)
     axs[0, 0].set(xlabel="environment steps", title=f"CartPole-v1, {NUMBERS[-1]} environments")
-    for ax, title in zip(axs.flat[1:], titles.values(), strict=True):
+    axs[1, 1].legend(fontsize=12, framealpha=0.8, edgecolor="none")
+    for ax, title in zip(axs.flat[1:], [*titles.values(), "updates of delay: two different quantities"], strict=True):
         ax.set(ylabel="", title=title, xscale="log")
         ax.set_xticks(NUMBERS, [str(number) for number in NUMBERS])
         ax.minorticks_off()
@@ -257,10 +260,10 @@ def asynchrony(plot_only):
 
 
 def frames():
-    """Draw the four frames of an observation, after eight pushes to the right, beside the last one's picture."""
+    """Draw the four frames of an observation after eight pushes to the right, beside the rendered frame."""
     import dqn
 
-    env = dqn.observe_pictures(gym.make("CartPole-v1", render_mode="rgb_array"))
+    env = dqn.observe_rendering(gym.make("CartPole-v1", render_mode="rgb_array"))
     env.reset(seed=1)
     for _ in range(8):
         obs, *_ = env.step(1)
@@ -273,7 +276,7 @@ def frames():
 
 
 def memory():
-    """Fill a buffer of a million transitions: what its arrays take, and the process's peak."""
+    """Fill a buffer with a million transitions -> the size of its arrays and the growth of the process."""
     import dqn
 
     def peak():  # kilobytes on Linux, bytes on macOS
