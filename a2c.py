@@ -100,9 +100,9 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:
-            probs = output.softmax(-1).nan_to_num(1.0)  # let NaN pass: the gradient's check says what to do
-            return torch.multinomial(probs, 1).squeeze(-1)
+        if self.discrete:  # draws what torch.multinomial draws, but lets NaN pass: update reports it with advice
+            probs = output.softmax(-1)
+            return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
 
     def greedy(self, output):
