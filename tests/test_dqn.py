@@ -1,10 +1,8 @@
-"""dqn.py: its equations against independent definitions, its buffer against a naive one, every branch, probes."""
+"""Test dqn.py: equations and replay buffer against independent definitions, every branch, probe environments."""
 
 import collections
 import math
-import runpy
-import signal
-import sys
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -18,18 +16,18 @@ import dqn
 
 
 def quick(*flags):
-    """Arguments of a run that lasts a blink; later flags win."""
+    """Return the arguments of a very short run; later flags override earlier ones."""
     small = (
         "--total-timesteps 1024 --num-envs 8 --learning-rate 0.001 --buffer-size 1000 --batch-size 32 "
-        "--learning-starts 64 --train-interval 16 --eval-episodes 0"
+        "--learning-starts 64 --train-interval 16 --gradient-steps 1 --eval-episodes 0"
     ).split()
     return dqn.parse_args(["--wandb-mode", "disabled", *small, *flags])
 
 
-def spied(monkeypatch, name, before):
-    """Record what `before` makes of the arguments of each call of dqn.NAME, which is called as usual."""
+def spied(monkeypatch, name, record):
+    """Call dqn.NAME as usual -> a list that collects record(*args) of each call."""
     calls, original = [], getattr(dqn, name)
-    monkeypatch.setattr(dqn, name, lambda *args: calls.append(before(*args)) or original(*args))
+    monkeypatch.setattr(dqn, name, lambda *args: calls.append(record(*args)) or original(*args))
     return calls
 
 
@@ -37,7 +35,7 @@ def spied(monkeypatch, name, before):
 
 
 def test_schedules():
-    """Linear: a line and then a constant. Exponential: what is left shrinks by the same factor in each step."""
+    """Linear: a line, then a constant. Exponential: each step shrinks the remaining distance by the same factor."""
     steps = np.arange(0, 300, 7)
     expected = {
         dqn.linear_schedule: np.interp(steps, [0, 200], [0.9, 0.1]),
@@ -54,11 +52,11 @@ def test_schedules():
         (["--exponential-epsilon"], lambda step: 0.2 + 0.8 * math.exp(-step / 5_000)),
     ],
 )
-def test_epsilon_anneals_in_a_full_run(monkeypatch, flags, expected):
-    """What is logged, and what is played: of a Q that always prefers action 1, action 0 is taken with ε / 2."""
+def test_epsilon_decays_in_training(monkeypatch, flags, expected):
+    """Both the logged ε and the played one: if Q always prefers action 1, action 0 has probability ε / 2."""
     monkeypatch.setattr(dqn.QNetwork, "forward", lambda self, obs: torch.tensor([[0.0, 1.0]]).expand(len(obs), 2))
-    charts = spied(monkeypatch, "log_progress", lambda *args: (args[2], args[6]["charts/epsilon"]))
-    run = "--env-id ActionReward-v0 --num-envs 32 --epsilon-steps 5000 --epsilon-end 0.2 --train-interval 100000"
+    charts = spied(monkeypatch, "log_progress", lambda *args: (args[2], args[5]["charts/epsilon"]))
+    run = "--env-id ActionReward-v0 --num-envs 32 --epsilon-steps 5000 --epsilon-end 0.2 --learning-starts 100000"
     _, history = dqn.train(quick(*run.split(), *"--total-timesteps 9600 --log-interval 1600".split(), *flags))
     assert [step for step, _ in charts] == list(range(1600, 9601, 1600))
     for step, epsilon in charts:
@@ -72,30 +70,30 @@ def test_epsilon_anneals_in_a_full_run(monkeypatch, flags, expected):
 
 
 def test_td_target():
-    """64 transitions, some terminal; a truncated one is not."""
+    """The formula transition by transition, of which some are terminal; double DQN never has the larger target."""
     rng = np.random.default_rng(0)
-    reward, next_q, next_online_q = rng.normal(size=64), rng.normal(size=(64, 3)), rng.normal(size=(64, 3))
-    terminated = rng.random(64) < 0.3
-    batch = [torch.as_tensor(x) for x in (reward, next_q, next_online_q, terminated)]
-    plain = [r + (0 if end else 0.9 * max(q)) for r, q, end in zip(reward, next_q, terminated, strict=True)]
+    rewards, next_q, next_online_q = rng.normal(size=64), rng.normal(size=(64, 3)), rng.normal(size=(64, 3))
+    terminations = rng.random(64) < 0.3
+    batch = [torch.as_tensor(x) for x in (rewards, next_q, next_online_q, terminations)]
+    plain = [r + (0 if end else 0.9 * max(q)) for r, q, end in zip(rewards, next_q, terminations, strict=True)]
     np.testing.assert_allclose(dqn.td_target(*batch[:2], None, batch[3], 0.9), plain, rtol=0, atol=1e-12)
     double = plain.copy()
-    for i in np.flatnonzero(~terminated):
-        double[i] = reward[i] + 0.9 * next_q[i, list(next_online_q[i]).index(max(next_online_q[i]))]
-    target = dqn.td_target(*batch, 0.9).numpy()
-    np.testing.assert_allclose(target, double, rtol=0, atol=1e-12)
-    assert np.all(target <= np.array(plain)) and np.any(target < np.array(plain))  # which is what double DQN is for
+    for i in np.flatnonzero(~terminations):
+        double[i] = rewards[i] + 0.9 * next_q[i, list(next_online_q[i]).index(max(next_online_q[i]))]
+    targets = dqn.td_target(*batch, 0.9).numpy()
+    np.testing.assert_allclose(targets, double, rtol=0, atol=1e-12)
+    assert np.all(targets <= np.array(plain)) and np.any(targets < np.array(plain))
 
 
 @pytest.mark.parametrize("kind", ["squared", "huber"])
 def test_loss_and_its_gradient(kind):
-    """Half the squared error, whose gradient is the error; for huber linear, and ±1, where the error is beyond ±1."""
+    """Half the squared error, whose gradient is the error; huber is linear with gradient ±1 for errors beyond ±1."""
     torch.manual_seed(0)
     q_values = torch.randn(50, 3, dtype=torch.float64).mul(2).requires_grad_()
-    action, target = torch.randint(3, (50,)), torch.randn(50, dtype=torch.float64).mul(2)
-    loss, metrics = dqn.dqn_loss(q_values, action, target, kind)
-    value = np.array([q_values[i, action[i]].item() for i in range(50)])
-    error = value - target.numpy()
+    actions, targets = torch.randint(3, (50,)), torch.randn(50, dtype=torch.float64).mul(2)
+    loss, metrics = dqn.dqn_loss(q_values, actions, targets, kind)
+    value = np.array([q_values[i, actions[i]].item() for i in range(50)])
+    error = value - targets.numpy()
     large = abs(error) > 1
     assert 0 < large.sum() < 50
     expected, slope = error**2 / 2, error
@@ -105,7 +103,7 @@ def test_loss_and_its_gradient(kind):
     assert metrics["losses/q_value"].item() == pytest.approx(value.mean())
     loss.backward()
     gradient = np.zeros((50, 3))
-    gradient[np.arange(50), action] = slope / 50
+    gradient[np.arange(50), actions] = slope / 50
     np.testing.assert_allclose(q_values.grad, gradient, rtol=0, atol=1e-12)
 
 
@@ -113,15 +111,18 @@ def test_loss_and_its_gradient(kind):
 
 
 def box(*shape):
-    """A space of vectors without bounds, or of frames."""
+    """Return a space of frames or of unbounded vectors."""
     return Box(0, 255, shape, np.uint8) if len(shape) == 3 else Box(-np.inf, np.inf, shape)
 
 
 def numpy_q(weights, obs):
-    """Q values and, for backpropagation, the hidden layer of each head before its ReLU, in NumPy."""
-    heads = {name.split(".")[0] for name in weights}
-    hidden = {h: obs @ weights[f"{h}.0.weight"].T + weights[f"{h}.0.bias"] for h in heads}
-    out = {h: np.maximum(z, 0) @ weights[f"{h}.2.weight"].T + weights[f"{h}.2.bias"] for h, z in hidden.items()}
+    """Compute Q values and the hidden layer before its ReLU in NumPy; the network has one hidden layer."""
+    hidden = obs @ weights["body.0.weight"].T + weights["body.0.bias"]
+    out = {
+        head: np.maximum(hidden, 0) @ weights[f"{head}.0.weight"].T + weights[f"{head}.0.bias"]
+        for head in ("advantage", "value")
+        if f"{head}.0.weight" in weights
+    }
     q_values = out["advantage"]
     if "value" in out:
         q_values = out["value"] + q_values - q_values.mean(1, keepdims=True)
@@ -129,47 +130,49 @@ def numpy_q(weights, obs):
 
 
 def arrays(network):
+    """Return a copy of the network's weights in float64."""
     return {name: p.double().numpy().copy() for name, p in network.state_dict().items()}
 
 
 @pytest.mark.parametrize(
     ("double", "dueling", "loss"), [(0, 0, "squared"), (1, 0, "huber"), (0, 1, "huber"), (1, 1, "squared")]
 )
-def test_one_update_is_the_one_written_out_in_numpy(double, dueling, loss):
-    """Targets, loss, backpropagation, clipping and a plain gradient step; of the batch one transition is terminal."""
+def test_an_update_is_the_one_written_out_in_numpy(double, dueling, loss):
+    """Targets, loss, backpropagation, clipping and a plain gradient step; NaN changes no weight."""
     torch.manual_seed(1)
     args = quick("--gamma", "0.95", "--max-grad-norm", "0.5", "--loss", loss, *["--double"] * double)
-    q_network, target_network = (dqn.QNetwork(box(2), 3, "nature", [8], dueling) for _ in range(2))
+    q_network = dqn.QNetwork(box(2), 3, "nature", [8], dueling)
+    target_network = dqn.QNetwork(box(2), 3, "nature", [8], dueling)
     weights, target_weights = arrays(q_network), arrays(target_network)
-    obs, next_obs = torch.randn(2, 5, 2)
-    action, reward = torch.tensor([0, 1, 2, 0, 2]), torch.tensor([3.0, -2.0, 0.5, 4.0, 0.1])
-    terminated = torch.tensor([False, True, False, False, False])  # the third was cut by the clock: no terminal
+    observations, next_observations = torch.randn(2, 5, 2)
+    actions, rewards = torch.tensor([0, 1, 2, 0, 2]), torch.tensor([3.0, -2.0, 0.5, 4.0, 0.1])
+    terminations = torch.tensor([False, True, False, False, False])
 
-    next_q = numpy_q(target_weights, next_obs.double().numpy())[0]
-    chosen = numpy_q(weights, next_obs.double().numpy())[0] if double else next_q
+    next_q = numpy_q(target_weights, next_observations.double().numpy())[0]
+    chosen = numpy_q(weights, next_observations.double().numpy())[0] if double else next_q
     bootstrap = next_q[np.arange(5), chosen.argmax(1)] * [1, 0, 1, 1, 1]
-    x = obs.double().numpy()
+    x = observations.double().numpy()
     q_values, hidden = numpy_q(weights, x)
-    error = q_values[np.arange(5), action] - (reward.double().numpy() + 0.95 * bootstrap)
+    error = q_values[np.arange(5), actions] - (rewards.double().numpy() + 0.95 * bootstrap)
     assert (abs(error) > 1).any() and (abs(error) < 1).any()
     grad_q = np.zeros((5, 3))
-    grad_q[np.arange(5), action] = (np.clip(error, -1, 1) if loss == "huber" else error) / 5
+    grad_q[np.arange(5), actions] = (np.clip(error, -1, 1) if loss == "huber" else error) / 5
     grad_out = {"advantage": grad_q}
     if dueling:
         grad_out = {"advantage": grad_q - grad_q.mean(1, keepdims=True), "value": grad_q.sum(1, keepdims=True)}
-    gradients = {}
-    for h, g in grad_out.items():
-        gradients |= {f"{h}.2.weight": g.T @ np.maximum(hidden[h], 0), f"{h}.2.bias": g.sum(0)}
-        g = g @ weights[f"{h}.2.weight"] * (hidden[h] > 0)
-        gradients |= {f"{h}.0.weight": g.T @ x, f"{h}.0.bias": g.sum(0)}
+    gradients, grad_hidden = {}, 0
+    for head, g in grad_out.items():
+        gradients |= {f"{head}.0.weight": g.T @ np.maximum(hidden, 0), f"{head}.0.bias": g.sum(0)}
+        grad_hidden = grad_hidden + g @ weights[f"{head}.0.weight"] * (hidden > 0)  # without the paper's 1/√2
+    gradients |= {"body.0.weight": grad_hidden.T @ x, "body.0.bias": grad_hidden.sum(0)}
     norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
     assert norm > 0.5, "the batch must exercise the clipping"
 
     optimizer = torch.optim.SGD(q_network.parameters(), lr=1)
     for p in q_network.parameters():
-        p.grad = torch.full_like(p, 100)  # of an update before
-    batch = obs, action, reward, terminated, next_obs
-    metrics = dqn.update(q_network, target_network, optimizer, *batch, args)
+        p.grad = torch.full_like(p, 100)  # left over from the previous update
+    batch = observations, actions, rewards, terminations, next_observations
+    metrics = dqn.update(q_network, target_network, optimizer, batch, args)
     assert metrics["losses/grad_norm"].item() == pytest.approx(norm, rel=1e-5) and len(metrics) == 3
     for name, after in arrays(q_network).items():
         np.testing.assert_allclose(after, weights[name] - gradients[name] * 0.5 / norm, rtol=0, atol=1e-6)
@@ -177,28 +180,30 @@ def test_one_update_is_the_one_written_out_in_numpy(double, dueling, loss):
     assert all(p.grad is None for p in target_network.parameters())
 
     weights = arrays(q_network)
+    batch = observations, actions, rewards * math.nan, terminations, next_observations
     with pytest.raises(dqn.RunError, match="not finite"):
-        dqn.update(q_network, target_network, optimizer, obs, action, reward * math.nan, *batch[3:], args)
+        dqn.update(q_network, target_network, optimizer, batch, args)
     assert all(np.array_equal(w, weights[name]) for name, w in arrays(q_network).items())
 
 
-def test_observations_within_narrow_bounds_are_stretched():
-    low, high = np.array([[-4, -np.inf, -0.5, 0, 0, -0.1], [2, np.inf, 0.25, 8, 0, 1]], np.float32)
-    bounded, free = (dqn.QNetwork(space, 2, "nature", [32, 16], False) for space in (Box(low, high), box(6)))
-    free.load_state_dict(bounded.state_dict())
-    obs = torch.randn(9, 6)
-    torch.testing.assert_close(bounded(obs), free(obs / torch.tensor([1, 1, 0.5, 1, 1, 1])), rtol=0, atol=0)
-    torch.testing.assert_close(bounded(obs.double()), bounded(obs))
+def test_flat_observations_of_any_dtype():
+    network, obs = dqn.QNetwork(box(6), 2, "nature", [32, 16], False), torch.randint(2, (9, 6))
+    for dtype in (torch.float64, torch.int64, torch.bool):
+        torch.testing.assert_close(network(obs.to(dtype)), network(obs.float()), rtol=0, atol=0)
 
 
-def test_hidden_sizes():
-    shapes = [tuple(p.shape) for p in dqn.QNetwork(box(4), 2, "nature", [120, 84], False).parameters()]
-    assert shapes == [(120, 4), (120,), (84, 120), (84,), (2, 84), (2,)]  # CleanRL's
-    network = dqn.QNetwork(box(4), 2, "nature", [5, 6, 7], True)
-    shapes = [tuple(p.shape) for p in network.parameters() if p.ndim == 2]
-    assert shapes == [(5, 4), (6, 5), (7, 6), (2, 7), (7, 6), (1, 7)]
+@pytest.mark.parametrize("dueling", [False, True])
+def test_hidden_sizes(dueling):
+    """All hidden layers are shared; the heads are linear."""
+    network = dqn.QNetwork(box(4), 2, "nature", [120, 84], dueling)
+    shapes = [(120, 4), (120,), (84, 120), (84,), (2, 84), (2,)]  # CleanRL's
+    assert [tuple(p.shape) for p in network.parameters()] == shapes + [(1, 84), (1,)] * dueling
     x, p = torch.randn(3, 4), list(network.parameters())
-    torch.testing.assert_close(network.body(x), F.relu(F.relu(x @ p[0].T + p[1]) @ p[2].T + p[3]))
+    features = F.relu(F.relu(x @ p[0].T + p[1]) @ p[2].T + p[3])
+    expected = features @ p[4].T + p[5]
+    if dueling:
+        expected = features @ p[6].T + p[7] + expected - expected.mean(1, keepdim=True)
+    torch.testing.assert_close(network(x), expected)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +213,7 @@ def test_hidden_sizes():
         ("nature", [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]),
     ],
 )
-def test_the_convolutions_are_the_papers(name, shapes):
+def test_the_convolutions_are_those_of_the_papers(name, shapes):
     network = dqn.QNetwork(box(4, 84, 84), 6, name, [64], False)
     assert [tuple(p.shape) for p in network.parameters() if p.ndim > 1] == shapes
     frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
@@ -227,12 +232,12 @@ def test_the_convolutions_are_the_papers(name, shapes):
 
 
 @pytest.mark.parametrize(
-    "sizes",  # the last: of one row, where after an end there would be nothing to sample but the reset
+    "sizes",  # the last one has no ends: with a single row there would be nothing but the reset to sample
     [(99, 3, 1500, 0.15), (50, 1, 300, 0.15), (2, 1, 300, 0.15), (10, 4, 300, 0.15), (8, 4, 300, 0.15), (4, 4, 50, 0)],
 )
 @pytest.mark.parametrize(("obs_shape", "dtype"), [((3,), np.float32), ((4, 3, 2), np.uint8), ((2, 3, 2), np.uint8)])
-def test_a_frame_once_buffer_is_bit_identical_to_a_naive_one(obs_shape, dtype, sizes):
-    """Random episodes, many of one or two steps: every sample is a naive record, and every record is sampled."""
+def test_the_buffer_agrees_with_one_that_stores_every_stack(obs_shape, dtype, sizes):
+    """In random episodes, many of one or two steps, each sample is a recorded one and each record is sampled."""
     capacity, num_envs, num_steps, end_probability = sizes
     rng = np.random.default_rng(capacity)
     buffer = dqn.ReplayBuffer(capacity, num_envs, obs_shape, dtype, np.random.default_rng(0))
@@ -271,7 +276,7 @@ def test_a_frame_once_buffer_is_bit_identical_to_a_naive_one(obs_shape, dtype, s
     assert [x.dtype for x in buffer.sample(1)] == [dtype, np.int64, np.float32, bool, dtype]
 
 
-def test_transitions_are_drawn_uniformly():
+def test_transitions_are_sampled_uniformly():
     buffer = dqn.ReplayBuffer(20, 2, (1,), np.float32, np.random.default_rng(0))
     buffer.reset(np.zeros((2, 1)))
     for step in range(14):
@@ -284,23 +289,27 @@ def test_transitions_are_drawn_uniformly():
 
 
 def test_a_million_atari_transitions_take_7_gb():
-    """Four rows more than transitions: the newest observation's, and three of older frames."""
+    """There are four more rows than transitions: one for the newest observation and three for older frames."""
     buffer = dqn.ReplayBuffer(1000, 8, (4, 84, 84), np.uint8, None)
     num_bytes = sum(x.nbytes for x in vars(buffer).values() if isinstance(x, np.ndarray))
     assert num_bytes / (1000 + 4 * 8) * 1e6 == 7.07e9
 
 
-def test_more_memory_than_there_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["dqn.py", "--buffer-size", f"{10**15}", "--wandb-mode", "disabled"])
-    monkeypatch.setattr(signal, "signal", lambda *args: None)
-    with pytest.raises(SystemExit, match=r"^dqn.py: error: Unable to allocate 14.2 PiB"):
-        runpy.run_path(dqn.__file__, run_name="__main__")
+def test_a_buffer_larger_than_memory_fails_at_once(tmp_path):
+    with pytest.raises(MemoryError, match=r"Unable to allocate 14\.2 PiB"):
+        dqn.train(quick("--buffer-size", f"{10**15}"))
     assert not list(tmp_path.iterdir())
 
 
+def test_a_buffer_of_less_than_two_steps_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quick("--num-envs", "17", "--buffer-size", "33")
+    assert "error: argument --buffer-size: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "ALE/Breakout-v5", "CartPole-v1"])
-def test_stacks_are_those_of_the_environment(env_id, monkeypatch):
-    """Sampled obs and next obs against those that were observed, told apart by the reward; games end after 20 steps."""
+def test_sampled_stacks_are_those_of_the_environment(env_id, monkeypatch):
+    """Episodes end after 20 steps; a transition's reward is its number."""
     shorten_games(monkeypatch, 80)
     envs = dqn.make_envs(quick("--env-id", env_id, "--pixels"), 2)
     rng = np.random.default_rng(0)
@@ -309,11 +318,11 @@ def test_stacks_are_those_of_the_environment(env_id, monkeypatch):
     buffer.reset(obs)
     done, records, ends = np.zeros(2, bool), {}, 0
     for step in range(60):
-        valid, action = ~done, rng.integers(envs.single_action_space.n, size=2)
+        is_transition, action = ~done, rng.integers(envs.single_action_space.n, size=2)
         next_obs, _, terminated, truncated, _ = envs.step(action)
         done = terminated | truncated
         ends += done.sum()
-        for n in np.flatnonzero(valid):
+        for n in np.flatnonzero(is_transition):
             records[2 * step + n] = obs[n].copy(), next_obs[n].copy()
         buffer.add(action, 2 * step + np.arange(2), terminated, done, next_obs)
         obs = next_obs.copy()
@@ -323,25 +332,13 @@ def test_stacks_are_those_of_the_environment(env_id, monkeypatch):
     assert ends >= 4
 
 
-def shorten_games(monkeypatch, num_frames):
-    """Let Atari games end after so many frames -> a list that receives the options of each gym.make_vec."""
-    options, make_vec = [], gym.make_vec
-
-    def shorter(env_id, **kwargs):
-        options.append(kwargs)
-        return make_vec(env_id, **kwargs, **({"max_num_frames_per_episode": num_frames} if "ALE/" in env_id else {}))
-
-    monkeypatch.setattr(gym, "make_vec", shorter)
-    return options
+# What train passes to update, and when
 
 
-# What train hands to the update, and when
-
-
-def test_batches_are_the_environment_s_transitions(monkeypatch):
-    """Every sampled transition against the environment's script: true last observations, no resets, nothing else."""
-    batches = spied(monkeypatch, "update", lambda *args: [x.numpy().copy() for x in args[3:8]])
-    lengths = spied(monkeypatch, "log_progress", lambda *args: list(args[5]))
+def test_batches_are_the_transitions_of_the_environment(monkeypatch):
+    """Each sample agrees with the scripted environment: last observations true, reset steps left out."""
+    batches = spied(monkeypatch, "update", lambda *args: [x.numpy().copy() for x in args[3]])
+    lengths = spied(monkeypatch, "log_progress", lambda *args: list(args[4]))
     _, history = dqn.train(quick("--env-id", "Scripted-v0", "--num-envs", "2", "--total-timesteps", "400"))
     seen = collections.Counter()
     for batch in batches:
@@ -358,20 +355,22 @@ def test_batches_are_the_environment_s_transitions(monkeypatch):
 
 
 def flat(network):
-    """All weights of a network."""
+    """Return all weights of a network as one vector."""
     return torch.cat([p.detach().flatten() for p in network.parameters()]).clone()
 
 
 @pytest.mark.parametrize(
     "sizes", [(1, 4, 3, 65), (8, 4, 1, 64), (8, 20, 2, 64), (4, 10, 1, 0), (1, 1, 1, 180), (7, 3, 1, 49)]
 )
-def test_updates_and_copies_of_the_target_network(monkeypatch, sizes):
-    """gradient_steps at each multiple of train_interval from learning_starts on; a copy at each multiple of 10."""
+def test_updates_and_copies_to_the_target_network(monkeypatch, sizes):
+    """From learning_starts on, gradient_steps per train_interval; a copy per 10 steps, after the updates."""
     num_envs, train_interval, gradient_steps, starts = sizes
     records, update = [], dqn.update
 
     def recorded(q_network, target_network, optimizer, *rest):
-        assert type(optimizer) is torch.optim.Adam and not any(p.requires_grad for p in target_network.parameters())
+        defaults = optimizer.defaults
+        assert type(optimizer) is torch.optim.Adam and (defaults["betas"], defaults["eps"]) == ((0.9, 0.999), ADAM_EPS)
+        assert not any(p.requires_grad for p in target_network.parameters())
         before, target = flat(q_network), flat(target_network)
         metrics = update(q_network, target_network, optimizer, *rest)
         records.append((optimizer.param_groups[0]["lr"], before, target, flat(q_network)))
@@ -385,20 +384,31 @@ def test_updates_and_copies_of_the_target_network(monkeypatch, sizes):
     assert torch.equal(q, target)
     for step in range(0, 200, num_envs):
         just = range(step + 1, step + num_envs + 1)  # the steps that the environments make together
-        due = sum(s % train_interval == 0 for s in just) * gradient_steps if just[-1] >= starts else 0
-        for learning_rate, before, now, after in [records.pop(0) for _ in range(due)]:
+        if step == 0 and starts == 0:
+            just = range(0, num_envs + 1)
+        updates = sum(s >= starts and (s - starts) % train_interval == 0 for s in just) * gradient_steps
+        for learning_rate, before, now, after in [records.pop(0) for _ in range(updates)]:
             assert learning_rate == pytest.approx(0.01 * (1 - step / 200))
             assert torch.equal(before, q) and torch.equal(now, target) and not torch.equal(before, after)
             q = after
-        target = q if any(s % 10 == 0 for s in just) else target  # the copy of a step comes after its update
+        target = q if any(s > 0 and s % 10 == 0 for s in just) else target
     assert not records
 
 
-def test_a_resumed_run_goes_on(tmp_path, monkeypatch):
-    """Networks and schedules as they were, an empty buffer filled first, other episodes and other random actions."""
+ADAM_EPS = 1.5e-4
+
+
+def test_the_step_size_is_constant_without_annealing(monkeypatch):
+    rates = spied(monkeypatch, "update", lambda *args: args[2].param_groups[0]["lr"])
+    dqn.train(quick("--no-anneal-lr", "--learning-rate", "0.003"))
+    assert set(rates) == {0.003} and len(rates) == 61
+
+
+def test_a_resumed_run_continues(tmp_path, monkeypatch):
+    """Networks and schedules continue, the buffer is filled anew, episodes and random actions differ."""
     buffers, replay_buffer = [], dqn.ReplayBuffer
     monkeypatch.setattr(dqn, "ReplayBuffer", lambda *args: buffers.append(replay_buffer(*args)) or buffers[-1])
-    charts = spied(monkeypatch, "log_progress", lambda *args: args[6]["charts/epsilon"])
+    charts = spied(monkeypatch, "log_progress", lambda *args: args[5]["charts/epsilon"])
     first = spied(monkeypatch, "update", lambda *args: (args[2].param_groups[0]["lr"], flat(args[0]), flat(args[1])))
     flags = (
         "--env-id Acrobot-v1 --train-interval 8 --log-interval 8 --epsilon-steps 2000 --learning-rate 0.01 "
@@ -416,7 +426,7 @@ def test_a_resumed_run_goes_on(tmp_path, monkeypatch):
     assert not torch.equal(*first[0][1:])
     dqn.train(quick(*flags, "--seed", "2", "--total-timesteps", "8"))
     starts = np.concatenate([buffer.frames[0] for buffer in buffers])
-    assert len(np.unique(starts, axis=0)) == 24  # Gymnasium counts the seeds up, one per environment
+    assert len(np.unique(starts, axis=0)) == 24  # Gymnasium counts up from the seed, one per environment
     assert np.mean(buffers[0].actions[:7] == buffers[1].actions[:7]) < 0.6
 
 
@@ -425,38 +435,70 @@ def test_a_resumed_run_goes_on(tmp_path, monkeypatch):
 
 def test_the_smallest_run():
     agent, history = dqn.train(quick(*"--num-envs 1 --batch-size 1 --buffer-size 2 --hidden-sizes 8".split()))
-    assert history and agent.advantage[2].in_features == 8 and all(p.isfinite().all() for p in agent.parameters())
+    assert history and agent.advantage[0].in_features == 8 and all(p.isfinite().all() for p in agent.parameters())
 
 
-def test_pixels(tmp_path, capsys):
+def test_one_environment_is_stepped_without_a_vector_class():
+    """Several are stepped by CartPole's own vector class."""
+    for num_envs, is_sync in ((1, True), (2, False)):
+        envs = dqn.make_envs(quick(), num_envs)
+        assert isinstance(envs.unwrapped, gym.vector.SyncVectorEnv) == is_sync
+        envs.close()
+
+
+def test_pixels(tmp_path):
     flags = "--pixels --num-envs 2 --total-timesteps 100 --learning-starts 90 --train-interval 4 --batch-size 4"
     agent, history = dqn.train(quick(*flags.split(), "--capture-video"))
-    assert history and agent.bound == 255 and "replay buffer  0.01 GB" in capsys.readouterr().out
+    assert history and isinstance(agent.body[0], torch.nn.Conv2d)
     (video,) = tmp_path.glob("runs/*/video/*.mp4")
     assert video.stat().st_size > 1000
 
 
-def test_pixels_are_the_picture():
-    """The grey negative of the means over 84 x 84 parts of equal size."""
-    env = dqn.observe_pictures(gym.make("CartPole-v1", render_mode="rgb_array"))
+def test_pixels_are_the_rendered_frame():
+    """84 x 84 cells of equal size, the mean grey level of each, inverted."""
+    env = dqn.observe_rendering(gym.make("CartPole-v1", render_mode="rgb_array"))
     obs, _ = env.reset(seed=3)
     assert obs.shape == (4, 84, 84) and obs.dtype == np.uint8 and not obs[:3].any()
-    picture = env.render().astype(float) @ [0.2125, 0.7154, 0.0721]
-    shares = []
-    for size in picture.shape:
+    frame = env.render().astype(float) @ [0.2125, 0.7154, 0.0721]
+    overlaps = []
+    for size in frame.shape:
         edges, pixel = np.arange(85) * size / 84, np.arange(size)
-        shares.append(np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel))
-    rows, columns = (np.maximum(x, 0) * 84 / size for x, size in zip(shares, picture.shape, strict=True))
-    assert abs(obs[3] - (255 - rows @ picture @ columns.T)).max() < 2  # rounded twice
+        overlaps.append(np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel))
+    rows, columns = (np.maximum(x, 0) * 84 / size for x, size in zip(overlaps, frame.shape, strict=True))
+    assert abs(obs[3] - (255 - rows @ frame @ columns.T)).max() < 2  # rounded twice
     first = obs[3]
     for _ in range(3):
         obs, *_ = env.step(1)
-    assert np.array_equal(obs[0], first) and (obs[1] != obs[3]).any()  # it shows motion
+    assert np.array_equal(obs[0], first) and (obs[1] != obs[3]).any()  # motion is visible
     env.close()
 
 
+def test_unsupported_environments_are_refused(tmp_path):
+    gym.register("OddDiscrete-v0", type("Odd", (probes.ConstantReward,), {"action_space": Discrete(2, start=5)}))
+    for env_id in "MultiDiscreteAction-v0 Target-v0 SameStep-v0 OddDiscrete-v0".split():
+        with pytest.raises(dqn.RunError, match=f"--env-id {env_id}: needs Discrete actions counted from 0 and Auto"):
+            dqn.train(quick("--env-id", env_id))
+    assert not list(tmp_path.iterdir())
+
+
+# Atari
+
+
+def shorten_games(monkeypatch, num_frames):
+    """End Atari games after num_frames -> a list that collects the options of each gym.make_vec."""
+    options, make_vec = [], gym.make_vec
+
+    def shorter(env_id, *args, **kwargs):
+        options.append(kwargs)
+        limit = {"max_num_frames_per_episode": num_frames} if "ALE/" in env_id else {}
+        return make_vec(env_id, *args, **kwargs, **limit)
+
+    monkeypatch.setattr(gym, "make_vec", shorter)
+    return options
+
+
 class TenTimes(gym.vector.VectorWrapper):
-    """Every reward times ten, and one of ten at each step that is not a reset."""
+    """Ten times every reward, plus ten at each step that is not a reset."""
 
     done = False
 
@@ -468,58 +510,133 @@ class TenTimes(gym.vector.VectorWrapper):
 
 
 def test_atari(tmp_path, monkeypatch):
-    """Rewards are clipped for learning and logged as they are; sticky actions; no more threads than torch has."""
-    options, make_games = shorten_games(monkeypatch, 120), dqn.make_games
-    monkeypatch.setattr(dqn, "make_games", lambda *args, **render: TenTimes(make_games(*args, **render)))
+    """Rewards are clipped for learning and logged as they are; ALE uses no more threads than torch."""
+    options, make_atari = shorten_games(monkeypatch, 120), dqn.make_atari
+    monkeypatch.setattr(dqn, "make_atari", lambda *args, **render: TenTimes(make_atari(*args, **render)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    batches = spied(monkeypatch, "update", lambda *args: [x.numpy().copy() for x in args[3:8]])
+    batches = spied(monkeypatch, "update", lambda *args: [x.numpy().copy() for x in args[3]])
     flags = (
         "--env-id ALE/Pong-v5 --num-envs 2 --total-timesteps 140 --learning-starts 130 --batch-size 8 --capture-video "
-        "--train-interval 4 --repeat-action-probability 0.5"
+        "--train-interval 4 --env-kwargs"
     )
-    args = quick(*flags.split())
+    args = quick(*flags.split(), '{"repeat_action_probability": 0.5}')
     agent, history = dqn.train(args)
-    assert agent.bound == 255 and len(batches) == 3 and all((batch[2] == 1).all() for batch in batches)
+    assert isinstance(agent.body[0], torch.nn.Conv2d)
+    assert len(batches) == 3 and all((batch[2] == 1).all() for batch in batches)
     assert {value for _, value in history} == {300.0} and len(history) == 4
     assert dqn.evaluate(agent, args, 4) == [300.0] * 4
     (video,) = tmp_path.glob("runs/ALE-Pong-v5__dqn__1__*/video/*.mp4")
     assert video.stat().st_size > 1000
-    vector = {"reward_clipping": False, "repeat_action_probability": 0.5}
-    assert options[0] == vector | {"num_envs": 2, "num_threads": 2}
-    assert options[2] == vector | {"num_envs": 4, "num_threads": 3}
+    protocol = {"repeat_action_probability": 0.5, "reward_clipping": False, "use_fire_reset": False}
+    assert options[0] == protocol | {"num_threads": 2}
+    assert options[2] == protocol | {"num_threads": 3}
     assert options[1]["repeat_action_probability"] == 0.5 and options[1]["render_mode"] == "rgb_array"
 
 
-def test_atari_is_the_same_where_it_is_rendered():
-    args, seen = quick("--env-id", "ALE/Pong-v5"), []
-    for render in ({}, {"render_mode": "rgb_array"}):
-        envs = dqn.make_envs(args, 1, **render)
-        obs, _ = envs.reset(seed=1)
-        assert obs.dtype == np.uint8 and not obs[0, :3].any() and obs[0, 3].any()
-        for _ in range(20):
-            obs, *_ = envs.step(np.array([0]))
-        greys, counts = np.unique(obs[0], return_counts=True)
-        seen.append((obs.shape, greys[counts.argsort()[-4:]].tolist()))
+@pytest.mark.parametrize("game", ["Pong", "Breakout", "SpaceInvaders"])
+def test_a_rendered_game_is_the_same_game(game, monkeypatch):
+    """Equal actions give equal observations, rewards and ends; no-ops, which are drawn differently, are off."""
+    args, outcomes = quick("--env-id", f"ALE/{game}-v5"), []
+    preprocessing = gym.wrappers.AtariPreprocessing
+    monkeypatch.setattr(gym.wrappers, "AtariPreprocessing", lambda env: preprocessing(env, noop_max=0))
+    for options in ({"noop_max": 0}, {"render_mode": "rgb_array"}):
+        envs, rng = dqn.make_envs(args, 2, **options), np.random.default_rng(0)
         assert envs.single_observation_space == box(4, 84, 84)
+        outcome = [envs.reset(seed=1)[0].copy()]
+        for _ in range(300):
+            outcome.extend(np.copy(x) for x in envs.step(rng.integers(envs.single_action_space.n, size=2))[:4])
+        outcomes.append(outcome)
         envs.close()
-    assert seen[0] == seen[1]
+    assert all(np.array_equal(x, y) for x, y in zip(*outcomes, strict=True))
+    assert sum(reward.sum() for reward in outcomes[0][2::4]) != 0
+    assert not outcomes[0][0][:, :3].any() and outcomes[0][0][:, 3].any()
+
+
+def test_no_game_starts_by_itself():
+    """Breakout serves the ball on FIRE: without it no life is lost, in either form of the environment."""
+    for options in ({}, {"render_mode": "rgb_array"}):
+        envs = dqn.make_envs(quick("--env-id", "ALE/Breakout-v5"), 1, **options)
+        envs.reset(seed=1)
+        for _ in range(150):
+            obs, *_ = envs.step(np.array([0]))
+        assert (obs[0, 0] == obs[0, 3]).all()
+        envs.close()
+
+
+class Lives(gym.vector.VectorEnv):
+    """An Atari game with two lives: a life is lost at steps 2 and 5, where the game ends; truncated in game 2."""
+
+    num_envs = 1
+    single_observation_space, single_action_space = box(4, 84, 84), Discrete(2)
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def outcome(self, reward=0.0, terminated=False, truncated=False):
+        obs = np.full((1, 4, 84, 84), 10 * self.game + self.t, np.uint8)
+        lives = {"lives": np.array([2 - (self.t >= 2) - (self.t >= 5)], np.int32)}
+        return obs, np.array([reward]), np.array([terminated]), np.array([truncated]), lives
+
+    def reset(self, *, seed=None, options=None):
+        self.game, self.t = 0, 0
+        obs, *_, infos = self.outcome()
+        return obs, infos
+
+    def step(self, action):
+        if self.t == (4 if self.game % 2 else 5):
+            self.game, self.t = self.game + 1, 0
+            return self.outcome()
+        self.t += 1
+        return self.outcome(1.0, self.t == 5, self.game % 2 == 1 and self.t == 4)
+
+
+@pytest.mark.parametrize("flag", ["--terminal-on-life-loss", "--no-terminal-on-life-loss"])
+def test_a_lost_life_ends_the_value_but_not_the_game(monkeypatch, flag):
+    """Games of 5 steps that terminate alternate with games of 4 that are truncated; lives return in a reset."""
+    monkeypatch.setattr(dqn, "make_atari", lambda args, num_envs, **options: Lives())
+    batches = spied(monkeypatch, "update", lambda *args: [x.numpy().copy() for x in args[3]])
+    flags = "--env-id ALE/Pong-v5 --num-envs 1 --total-timesteps 110 --learning-starts 99 --train-interval 4"
+    _, history = dqn.train(quick(*flags.split(), "--network", "nips", "--batch-size", "64", flag))
+    assert [value for _, value in history] == [5.0, 4.0] * 10
+    assert [step for step, _ in history[:3]] == [5, 10, 16]
+    ends = collections.defaultdict(set)
+    for obs, _, _, terminated, next_obs in (x for batch in batches for x in zip(*batch, strict=True)):
+        game, t = divmod(int(obs[-1, 0, 0]), 10)
+        ends[game % 2, t].add(bool(terminated))
+        assert next_obs[-1, 0, 0] == obs[-1, 0, 0] + 1
+        assert t == 0 or obs[-2, 0, 0] == obs[-1, 0, 0] - 1  # frames are stacked across the lost life
+    lost = flag == "--terminal-on-life-loss"
+    assert ends == {(g, t): {(t == 1 and lost) or (g, t) == (0, 4)} for g in (0, 1) for t in range(5 - g)}
+
+
+def test_the_old_names_of_atari_games_are_pointed_out(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quick("--env-id", "BreakoutNoFrameskip-v4")
+    assert "BreakoutNoFrameskip-v4 is now called ALE/Breakout-v5" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_atari_is_a_namespace():
+    names = ("ALE/Pong-v5", "ale_py:ALE/Pong-v5", "mine:FEMALE/Game-v0", "Whale/Game-v0")
+    assert [dqn.is_atari(SimpleNamespace(env_id=name)) for name in names] == [True, True, False, False]
+
+
+# Evaluation
 
 
 class Countdown(probes.Probe):
-    """As many steps as first observed, in tenths; reward 2 for action 0 and 1 for action 1."""
+    """As many steps as the first observation says, in tenths; reward 2 for action 0 and 1 for action 1."""
 
     def first_obs(self):
         return self.np_random.integers(1, 9) / 10
 
     def play(self, action):
-        left = round(self.obs * 10 - 1) / 10
-        return left, 2 - action, left == 0
+        remaining = round(self.obs * 10 - 1) / 10
+        return remaining, 2 - action, remaining == 0
 
 
 gym.register("Countdown-v0", entry_point=Countdown, max_episode_steps=6)
 
 
-def test_evaluation_is_greedy_and_each_environment_s_first_episode():
+def test_evaluation_is_greedy_and_seeded():
+    """Returns are those of each environment's first episode, also of one that is truncated."""
     args, returns, lengths = quick("--env-id", "Countdown-v0"), [], set()
 
     def agent(obs):
@@ -527,33 +644,13 @@ def test_evaluation_is_greedy_and_each_environment_s_first_episode():
 
     for i in range(12):
         env, total, done = gym.make("Countdown-v0"), 0, False
-        obs, _ = env.reset(seed=dqn.env_seed(args.seed, 1) + i)
+        obs, _ = env.reset(seed=dqn.derive_seed(args.seed, 1) + i)
         lengths.add(float(obs[0]))
         while not done:
             obs, reward, terminated, truncated, _ = env.step(int(agent(torch.as_tensor(obs)).argmax()))
             done, total = terminated or truncated, total + reward
         returns.append(total)
     assert dqn.evaluate(agent, args, 12) == returns and len(lengths) > 3
-
-
-def test_evaluation_of_endless_episodes_is_cut(monkeypatch):
-    gym.register("Endless-v0", entry_point=probes.EndlessReward)
-    args, counts = quick("--env-id", "Endless-v0"), []
-    monkeypatch.setattr(dqn, "range", lambda count: counts.append(count) or range(50), raising=False)
-    assert dqn.evaluate(lambda obs: obs, args, 2) == [50, 50] and counts == [100_000]
-
-
-def test_environments_that_it_cannot_take(monkeypatch):
-    monkeypatch.setattr(probes.ActionReward, "action_space", Discrete(2, start=1))
-    for name in "DictObservation ImageObservation MultiDiscreteAction Target SameStep ActionReward".split():
-        with pytest.raises(dqn.RunError, match=f"--env-id {name}-v0: takes flat observations, .* Discrete actions"):
-            dqn.make_envs(quick("--env-id", f"{name}-v0"), 2)
-
-
-def test_a_buffer_of_less_than_two_steps_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        quick("--num-envs", "17", "--buffer-size", "33")
-    assert "error: argument --buffer-size: " in capsys.readouterr().err
 
 
 # Probe environments
@@ -569,15 +666,15 @@ def test_a_buffer_of_less_than_two_steps_is_refused(capsys):
         ("ActionReward", "--double", {0: [-1, 1]}),
         ("ObservationActionReward", "", {-1: [1, -1], 1: [-1, 1]}),
         ("ObservationActionReward", "--double --dueling", {-1: [1, -1], 1: [-1, 1]}),
-        ("EndlessReward", "", {0: [5, 5]}),  # 1 / (1 - γ), though every episode is cut after 5 steps, a sum of 3.4
+        ("EndlessReward", "", {0: [5, 5]}),  # 1 / (1 - γ), although every episode is truncated after a sum of 3.4
         ("EndlessReward", "--double --dueling", {0: [5, 5]}),
     ],
 )
 def test_probes(env_id, flags, expected):
-    """Q goes to its known value."""
+    """Q approaches its known value."""
     run = (
         "--total-timesteps 1600 --train-interval 8 --target-update-interval 40 --learning-rate 0.01 "
-        "--hidden-sizes 32 --gamma 0.8 --epsilon-steps 1000 --epsilon-end 0.3"
+        "--hidden-sizes 32 --gamma 0.8 --epsilon-steps 1000 --epsilon-end 0.3 --loss squared"
     )
     agent, _ = dqn.train(quick("--env-id", f"{env_id}-v0", *run.split(), *flags.split()))
     assert (agent.value is not None) == ("--dueling" in flags)
