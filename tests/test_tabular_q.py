@@ -150,7 +150,7 @@ def test_without_discount_only_policies_that_terminate_have_a_value():
 def test_without_discount_states_that_cannot_terminate_are_nan_and_no_others():
     loop = (1.0, 1, 5.0, False)
     model = {
-        0: {0: [(1.0, 0, -1.0, True)], 1: [(1.0, 0, -2.0, True)]},
+        0: {0: [(1.0, 0, -1.0, True), (0.0, 1, 0.0, False)], 1: [(1.0, 0, -2.0, True)]},  # one transition never happens
         1: {0: [loop], 1: [loop]},  # no way out
         2: {0: [(1.0, 0, -3.0, False)], 1: [loop]},  # can terminate, or be caught
         3: {0: [(1.0, 2, -1.0, False)], 1: [(1.0, 0, -9.0, False)]},
