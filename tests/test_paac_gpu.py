@@ -319,7 +319,8 @@ def test_signals_end_the_processes_of_environments(signum, tmp_path):
 
 
 def test_an_error_in_the_process_of_an_environment_is_raised(tmp_path):
-    with pytest.raises(ZeroDivisionError, match="by its\nstep"):
+    warning = pytest.warns(UserWarning, match="Received the following error from Worker")
+    with warning, pytest.raises(ZeroDivisionError, match="by its\nstep"):
         paac_gpu.train(quick("--env-id Crash-v0 --vectorization-mode async --total-timesteps 20000"))
     assert list(tmp_path.glob("runs/*/checkpoint.pt"))
 
