@@ -49,7 +49,7 @@ def parse_args(argv=None):
     choices = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
     add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
-    add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over environments")
+    add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel: N episodes per update")
     add("--psi", default="value_baseline", choices=choices, help="Ψ_t, what multiplies ∇log π(a_t|s_t)")
     add("--elite-fraction", type=number(float, 0, 1), default=0.25, help="for --psi elite: fraction of episodes kept")
@@ -59,7 +59,7 @@ def parse_args(argv=None):
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
-    add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
+    add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
