@@ -18,7 +18,7 @@ Departs  Adam (ε = 1.5e-4, as in Rainbow) instead of RMSProp, its step size ann
          stacked 84x84 grey frames, rewards clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
-Result   greedy return 500.0 ± 0.0 (10 seeds)
+Result   greedy return 469.9 ± 90.3 (10 seeds, 9 of them 500.0)
 """
 
 import argparse

@@ -6,16 +6,16 @@
 
 Papers   Williams 1992 (doi:10.1007/BF00992696); Schulman et al. 2016 (arXiv:1506.02438); elite: Mannor et al. 2003
 Update   L = -1/N Σ_episodes Σ_t [Ψ_t log π(a_t|s_t) + ent_coef H(π(·|s_t))] + E[(G_t - V(s_t))²]
-         one Adam step per batch of N = num_envs episodes    G_t = r_t + γ G_t+1, 0 after the end    Ψ, G constants
+         G_t = r_t + γ G_t+1, and 0 after the end    N = num_envs    Ψ and G are constants    one Adam step per batch
          total_return: Ψ_t = G_0    reward_to_go: G_t    mean_baseline: G_t - mean G    value_baseline: G_t - V(s_t)
          elite: 1 in the best elite_fraction N episodes, 0 in the others    V is learned only for value_baseline
-Bias     With ent_coef 0, the mean of -∇L is the gradient of E[G_0] for total_return and, if γ = 1 and no episode is
+Bias     With ent_coef 0, -∇L is on average the gradient of E[G_0] for total_return and, if γ = 1 and no episode is
          truncated, for reward_to_go and value_baseline. mean_baseline has a bias of O(1/N), because the episode is
-         part of the mean. elite has another objective.
-Departs  no γ^t before Ψ_t (a bias if γ < 1). An episode truncated by a time limit or by the end of training ends there;
-         only value_baseline bootstraps from its last observation
+         part of the mean. elite follows another objective.
+Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam without momentum. An episode that is truncated, by a time limit or
+         the end of training, ends there; only value_baseline bootstraps, from V(last observation)
 Run      python reinforce.py    python reinforce.py --psi elite
-Result   greedy return 500.0 ± 0.0 (10 seeds)
+Result   greedy return 498.1 ± 4.9 (10 seeds)
 """
 
 import argparse
@@ -28,6 +28,7 @@ import secrets
 import signal
 import sys
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 
@@ -49,13 +50,14 @@ def parse_args(argv=None):
     choices = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
     add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
-    add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps, summed over environments")
-    add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel: N episodes per update")
+    add("--total-timesteps", type=number(int, 1), default=400_000, help="environment steps, summed over environments")
+    add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel: N episodes per update")
     add("--psi", default="value_baseline", choices=choices, help="Ψ_t, what multiplies ∇log π(a_t|s_t)")
     add("--elite-fraction", type=number(float, 0, 1), default=0.25, help="for --psi elite: fraction of episodes kept")
-    add("--learning-rate", type=number(float, 0), default=5e-3, help="Adam's step size")
-    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
-    add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
+    add("--learning-rate", type=number(float, 0), default=3e-3, help="Adam's step size for π")
+    add("--value-learning-rate", type=number(float, 0), default=2e-2, help="Adam's step size for V (value_baseline)")
+    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step sizes linearly to 0")
+    add("--gamma", type=number(float, 0, 1), default=0.998, help="discount γ")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
@@ -187,15 +189,19 @@ def train(args):
     if args.capture_video and "rgb_array" not in envs.metadata["render_modes"]:  # say so now, not after training
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space).to(args.device)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
+    policy_parameters = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
+    # No momentum (β1 = 0): the next batch is sampled from a different policy.
+    optimizer = torch.optim.Adam(
+        [{"params": policy_parameters}, {"params": agent.critic.parameters()}], betas=(0.0, 0.999), eps=1e-5, fused=True
+    )
     start_step, run_id = 0, None
     if args.resume:
         checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
         start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
     torch.manual_seed(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
 
-    history, lengths = [], []
-    global_step = start_step  # excludes the steps of finished environments
+    history, lengths = [], deque(maxlen=100)
+    global_step = start_step  # counts only steps that are learned from
     next_log = start_step + args.log_interval
     run, folder = start_run(args, run_id)
     start_time = time.perf_counter()
@@ -207,6 +213,8 @@ def train(args):
         while global_step < args.total_timesteps:
             remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
             optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
+            # V takes larger steps than π: it must grow from 0 to the hundreds in few batches.
+            optimizer.param_groups[1]["lr"] = args.value_learning_rate * remaining
 
             # 1. Play one episode in every environment. Taking the first N episodes that end would favour short ones,
             # so finished environments keep stepping, ignored, until the last one finishes.
@@ -244,7 +252,7 @@ def train(args):
                     next_log += args.log_interval
                 metrics["charts/SPS"] = (global_step - start_step) / (time.perf_counter() - start_time)
                 metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-                log_progress(run, args, global_step, history, lengths[-100:], metrics)
+                log_progress(run, args, global_step, history, lengths, metrics)
                 save()
 
         envs.close()

@@ -319,11 +319,12 @@ def test_a_gradient_that_is_not_finite_changes_no_weight():
 
 
 def recorded(monkeypatch, *flags):
-    """Run train -> its result and the arguments of each update and of each log line."""
-    updates, logs, update = [], [], reinforce.update
+    """Run train -> its result, the arguments of each update and of each log line, and the optimizer."""
+    updates, logs, optimizers, update = [], [], [], reinforce.update
 
     def spy(agent, optimizer, *batch):
-        updates.append([*(x.copy() for x in batch[:-1]), optimizer.param_groups[0]["lr"]])
+        updates.append([*(x.copy() for x in batch[:-1]), [group["lr"] for group in optimizer.param_groups]])
+        optimizers[:] = [optimizer]
         return update(agent, optimizer, *batch)
 
     def log_progress(run, args, global_step, history, lengths, metrics):
@@ -333,14 +334,16 @@ def recorded(monkeypatch, *flags):
         patch.setattr(reinforce, "update", spy)
         patch.setattr(reinforce, "log_progress", log_progress)
         agent, history = reinforce.train(quick(*flags))
-    return agent, history, updates, logs
+    return agent, history, updates, logs, optimizers[0]
 
 
 def check_uneven(start, total, num_envs, history, updates, logs):
     """Check a recorded run on Uneven against the known course of its episodes -> the step at which it stops."""
     expected, lengths_seen, expected_logs, run_start = [], [], [], start
-    for observations, actions, rewards, truncations, is_transition, rate in updates:
-        assert start < total and rate == pytest.approx(5e-3 * (1 - start / total))
+    defaults = reinforce.parse_args([])
+    learning_rates = np.array([defaults.learning_rate, defaults.value_learning_rate])
+    for observations, actions, rewards, truncations, is_transition, rates in updates:
+        assert start < total and np.allclose(rates, learning_rates * (1 - start / total))
         lengths, ends = observations[0, :, :2].astype(int).T
         # The steps of the longest episode, or those until the end of training.
         steps = next(s for s in range(1, 7) if s == lengths.max() or start + np.minimum(lengths, s).sum() >= total)
@@ -368,45 +371,49 @@ def check_uneven(start, total, num_envs, history, updates, logs):
 def test_every_batch_of_a_run_and_of_its_resumption(num_envs, total, monkeypatch, tmp_path):
     """Whole episodes except in the last batch, of every length and kind of end; the log lines; the learning rates."""
     flags = f"--env-id Uneven-v0 --num-envs {num_envs} --log-interval 50 --total-timesteps".split()
-    _, history, updates, logs = recorded(monkeypatch, *flags, str(total))
+    _, history, updates, logs, _ = recorded(monkeypatch, *flags, str(total))
     stop = check_uneven(0, total, num_envs, history, updates, logs)
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     assert torch.load(path, weights_only=True)["global_step"] == stop
     flags += [str(2 * stop), "--resume", str(path)]
-    _, history, more_updates, logs = recorded(monkeypatch, *flags)
+    _, history, more_updates, logs, _ = recorded(monkeypatch, *flags)
     check_uneven(stop, 2 * stop, num_envs, history, more_updates, logs)
     if total > 99:  # every batch has different episodes
         batches = [tuple(observations[0, :, 0]) for observations, *_ in updates + more_updates]
         assert len(set(batches)) > min(5, len(batches) - 1)
 
 
-def test_without_annealing_the_learning_rate_is_constant_and_that_of_the_flag(monkeypatch, tmp_path):
-    """Also in a resumed run, whose optimizer starts with the learning rate of the checkpoint."""
-    flags = "--env-id ConstantReward-v0 --total-timesteps 12".split()
-    _, _, updates, _ = recorded(monkeypatch, *flags, "--no-anneal-lr", "--learning-rate", "0.5")
-    assert [rate for *_, rate in updates] == [0.5] * 3
+def test_without_annealing_the_learning_rates_are_constant_and_those_of_the_flags(monkeypatch, tmp_path):
+    """Also in a resumed run, whose optimizer comes with the learning rates of the checkpoint."""
+    flags = "--env-id ConstantReward-v0 --total-timesteps 12 --no-anneal-lr".split()
+    _, _, updates, _, _ = recorded(monkeypatch, *flags, "--learning-rate", "0.5", "--value-learning-rate", "0.25")
+    assert [rates for *_, rates in updates] == [[0.5, 0.25]] * 3
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     flags = ["--resume", str(path), "--total-timesteps", "20", "--learning-rate", "0.125"]
-    _, _, updates, _ = recorded(monkeypatch, *flags)
-    assert [rate for *_, rate in updates] == [0.125] * 2
+    _, _, updates, _, _ = recorded(monkeypatch, *flags)
+    assert [rates for *_, rates in updates] == [[0.125, 0.25]] * 2
 
 
 def test_continuous_actions_are_clipped_only_for_the_environment(monkeypatch):
     """Target is learned; it asserts that actions are inside its Box."""
-    flags = "--env-id Target-v0 --num-envs 64 --total-timesteps 8000".split()
-    agent, _, updates, _ = recorded(monkeypatch, *PROBE, *flags)
+    flags = "--env-id Target-v0 --num-envs 32 --total-timesteps 4000".split()
+    agent, _, updates, _, optimizer = recorded(monkeypatch, *PROBE, *flags)
     actions = np.concatenate([actions[is_transition] for _, actions, _, _, is_transition, _ in updates])
     assert actions.shape[1:] == (1,) and actions.dtype == np.float32
     assert np.abs(actions).max() > 2  # log-probabilities belong to the actions as they were sampled
     assert agent(torch.zeros(1))[0].item() == pytest.approx(0.25, abs=0.1)  # [-1, 1] is rescaled to [-2, 2]
     assert agent.log_std < -0.1
+    policy, critic = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
+    assert policy == {id(p) for p in (*agent.actor.parameters(), agent.log_std)}
+    assert critic == {id(p) for p in agent.critic.parameters()}
+    assert optimizer.defaults["betas"] == (0.0, 0.999) and optimizer.defaults["eps"] == 1e-5  # no momentum
 
 
 def test_other_seeds_have_other_episodes_and_a_resumed_run_has_other_noise(monkeypatch, tmp_path):
     flags = "--env-id Acrobot-v1 --total-timesteps 1 --seed".split()
     one, two = (recorded(monkeypatch, *flags, seed)[2][0][0][0] for seed in "12")  # the first observations
     assert not {*map(tuple, one)} & {*map(tuple, two)}
-    flags = "--env-id ConstantReward-v0 --num-envs 64 --learning-rate 0".split()
+    flags = "--env-id ConstantReward-v0 --num-envs 64 --learning-rate 0 --value-learning-rate 0".split()
     one = recorded(monkeypatch, *flags, "--total-timesteps", "1")[2][0][1]
     (path,) = tmp_path.glob("runs/ConstantReward*/checkpoint.pt")
     two = recorded(monkeypatch, *flags, "--resume", str(path))[2][0][1]
@@ -446,7 +453,7 @@ def test_unsupported_environments(name, tmp_path):
 
 # Probe environments
 
-PROBE = "--num-envs 16 --total-timesteps 1600 --learning-rate 0.02 --gamma 0.9".split()
+PROBE = "--num-envs 16 --total-timesteps 1600 --learning-rate 0.02 --value-learning-rate 0.02 --gamma 0.9".split()
 
 
 def learn(env_id, *flags):
