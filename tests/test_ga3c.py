@@ -275,6 +275,19 @@ def test_trainers_learn_from_all_pending_pieces(monkeypatch):
     assert [report.metrics for report in reports.sent] == [{"charts/learning_rate": lr} for _, lr in calls]
 
 
+class Ended:
+    """A process that has ended, but whose exit code is known only after it is joined."""
+
+    name, exitcode = "agent 7", None
+
+    def __init__(self):
+        self.sentinel, other_end = multiprocessing.Pipe(duplex=False)
+        other_end.close()
+
+    def join(self):
+        self.exitcode = 3
+
+
 def test_what_trainers_and_agents_raise_reaches_the_main_thread():
     reports = queue.SimpleQueue()
     report = ga3c.TrainerReport(1, [], np.zeros(0), {})
@@ -283,11 +296,9 @@ def test_what_trainers_and_agents_raise_reaches_the_main_thread():
     assert ga3c.next_report(reports, {}) is report
     with pytest.raises(ZeroDivisionError, match="in a thread"):
         ga3c.next_report(reports, {})
-    process = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,), name="agent 7")
-    process.start()
     reports.put(EOFError())
     with pytest.raises(ga3c.RunError, match="agent 7 died, exit code 3"):
-        ga3c.next_report(reports, {None: process})
+        ga3c.next_report(reports, {None: Ended()})
 
 
 # Policy lag
