@@ -534,7 +534,7 @@ def ending(command, folder):
         output, _ = process.communicate()
         process.returncode = 0
     if error := re.search(r"^[\w.]+(Error|NotFound): .*", output, re.MULTILINE):
-        return error[0]  # the first, in a worker too: others follow from it, or the program waits for ever
+        return error[0]  # the first, in a worker too: others follow from it, or the program waits forever
     return "runs" if process.returncode == 0 else f"exit code {process.returncode}"
 
 
