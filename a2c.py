@@ -175,7 +175,9 @@ def train(args):
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # one thread is faster than several for a network this small
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
-    if args.capture_video and "rgb_array" not in envs.metadata["render_modes"]:  # say so now, not after training
+    if args.capture_video and "rgb_array" not in envs.metadata.get(
+        "render_modes", []
+    ):  # say so now, not after training
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space).to(args.device)
@@ -299,6 +301,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,

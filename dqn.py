@@ -252,7 +252,7 @@ def train(args):
     """Train, log, save and evaluate -> (q_network, history), history a list of (global_step, episode_return)."""
     torch.manual_seed(args.seed)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
-    can_render = is_atari(args) or "rgb_array" in envs.metadata["render_modes"]
+    can_render = is_atari(args) or "rgb_array" in envs.metadata.get("render_modes", [])
     if args.capture_video and not can_render:  # say so now, not after training
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, num_actions = envs.single_observation_space, int(envs.single_action_space.n)
@@ -431,6 +431,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,

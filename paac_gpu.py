@@ -218,7 +218,7 @@ def train(args):
     rank, num_ranks = start_ranks(args)
     torch.manual_seed(args.seed)  # all ranks start with the same weights
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
-    can_render = is_atari(args) or "rgb_array" in envs.metadata["render_modes"]
+    can_render = is_atari(args) or "rgb_array" in envs.metadata.get("render_modes", [])
     if args.capture_video and not can_render:  # say so now, not after training
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
@@ -399,6 +399,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,

@@ -186,7 +186,9 @@ def train(args):
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # one thread is faster than several for a network this small
     envs = make_envs(args, args.num_envs)
-    if args.capture_video and "rgb_array" not in envs.metadata["render_modes"]:  # say so now, not after training
+    if args.capture_video and "rgb_array" not in envs.metadata.get(
+        "render_modes", []
+    ):  # say so now, not after training
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space).to(args.device)
     policy_parameters = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
@@ -317,6 +319,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,

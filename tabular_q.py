@@ -171,7 +171,7 @@ def policy_iteration(transitions, gamma):
 def train(args):
     """Learn or solve, log, save, evaluate -> (Q, history): (num_states, num_actions), [(global_step, return), ...]."""
     env = make_env(args)
-    if args.capture_video and "rgb_array" not in env.metadata["render_modes"]:  # say so now, not after training
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):  # say so now, not after training
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     q = [[args.initial_q] * int(env.action_space.n) for _ in range(env.observation_space.n)]  # lists are faster
     start_step, run_id = 0, None
@@ -332,6 +332,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,

@@ -272,7 +272,7 @@ def train(args):
     env = make_env(args)
     env.reset()  # an observation of the wrong shape is reported here
     env.close()
-    if args.capture_video and "rgb_array" not in env.metadata["render_modes"]:  # say so now, not after training
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):  # say so now, not after training
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     if not is_atari(args):
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
@@ -470,6 +470,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,

@@ -229,6 +229,7 @@ def test_flags_from_a_file_and_from_the_environment(name, tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_PROJECT", "")
     args = import_module(name).parse_args([])
     assert (args.wandb_mode, args.wandb_project) == ("offline", "reference-rl")
+    assert main(name, "--total-timesteps", "512") is None
 
 
 def test_settings_belong_to_their_script(name, capsys):
