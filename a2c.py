@@ -8,8 +8,10 @@ Papers   Mnih et al. 2016 (arXiv:1602.01783), Alg. S3; Schulman et al. 2016 (arX
 Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step per rollout
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
          V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
-Departs  Adam without momentum instead of RMSProp; orthogonal initial weights; tanh; the gradient's norm is clipped;
-         truncated episodes bootstrap from their last observation
+Departs  Adam without momentum instead of RMSProp; separate networks for π and V, tanh, orthogonal initial weights; the
+         gradient's norm is clipped; truncated episodes bootstrap from their last observation. Observations are
+         normalized by their running mean and variance, rewards divided by the root mean square of the running returns;
+         both are limited to ±10
 Run      python a2c.py
 Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -45,16 +47,15 @@ def parse_args(argv=None):
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
     add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
     add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
-    add("--num-envs", type=number(int, 1), default=16, help="environments stepped in parallel")
-    add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
-    add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size η")
+    add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel")
+    add("--num-steps", type=number(int, 1), default=32, help="steps per environment and update, the paper's t_max")
+    add("--learning-rate", type=number(float, 0), default=5e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
-    add("--gamma", type=number(float, 0, 1), default=0.98, help="discount γ")
+    add("--gamma", type=number(float, 0, 1), default=0.999, help="discount γ")
     add("--gae-lambda", type=number(float, 0, 1), default=1.0, help="λ: 1 is the n-step advantage, 0 the TD error")
-    add("--vf-coef", type=number(float, 0), default=0.1, help="weight of the value loss")
-    add("--ent-coef", type=number(float, 0), default=0.02, help="weight of the entropy bonus, the paper's β")
+    add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
+    add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--reward-scale", type=number(float, 0), default=1.0, help="multiplies rewards for learning; logs are unscaled")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
@@ -79,24 +80,52 @@ def parse_args(argv=None):
     return args
 
 
+class RunningStatistics(nn.Module):
+    """The mean and variance of all samples so far, in buffers: checkpoints and evaluation have them."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+
+    def update(self, samples):
+        """Include samples, (batch, *shape), an array or a tensor."""
+        samples = torch.as_tensor(samples, dtype=self.mean.dtype, device=self.mean.device)
+        delta = samples.mean(0) - self.mean
+        if not delta.isfinite().all():
+            raise RunError("an observation or a reward of the environment is not finite")
+        self.count += len(samples)
+        weight = len(samples) / self.count
+        self.mean += weight * delta
+        self.var += weight * (samples.var(0, correction=0) + (1 - weight) * delta.square() - self.var)
+
+    def rms(self):
+        """Return the root mean square of all samples, a float above 0."""
+        return (self.mean.square() + self.var + 1e-8).sqrt().item()
+
+
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) on a shared two-layer body; π is categorical for discrete actions, normal for continuous ones."""
+    """π(a|s) and V(s), separate networks; π is categorical for discrete actions, normal for continuous ones."""
 
     def __init__(self, obs_space, action_space):
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
-        self.body = nn.Sequential(
-            init(nn.Linear(obs_space.shape[0], 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
-        )
-        self.actor = init(nn.Linear(64, num_outputs), 0.01)  # a small gain: the first policy is close to uniform
-        self.critic = init(nn.Linear(64, 1), 1.0)
+        self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the first policy is close to uniform
+        self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
+        self.obs_statistics = RunningStatistics(obs_space.shape)
+        self.return_statistics = RunningStatistics(())  # of running returns, r_t + γ r_t-1 + γ² r_t-2 + ...
 
     def forward(self, obs):
         """(..., obs_dim) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
-        features = self.body(obs)
-        return self.actor(features), self.critic(features).squeeze(-1)
+        obs = self.normalize(obs)
+        return self.actor(obs), self.critic(obs).squeeze(-1)
+
+    def normalize(self, obs):
+        """Give each component of the observations mean 0 and variance 1, limited to ±10."""
+        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
@@ -116,6 +145,12 @@ class ActorCritic(nn.Module):
             return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
         normal = torch.distributions.Normal(output, self.log_std.exp(), validate_args=False)
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
+
+
+def mlp(num_inputs, num_outputs, gain):
+    """Two hidden layers and a last one whose weights have this gain."""
+    hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
+    return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
 
 def init(layer, gain):
@@ -175,10 +210,8 @@ def train(args):
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # one thread is faster than several for a network this small
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
-    if args.capture_video and "rgb_array" not in envs.metadata.get(
-        "render_modes", []
-    ):  # say so now, not after training
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space).to(args.device)
     # No momentum (β1 = 0), as in the paper's RMSProp: the next rollout is sampled from a different policy.
@@ -193,9 +226,9 @@ def train(args):
     shape = args.num_steps, args.num_envs
     observations = np.zeros((args.num_steps + 1, args.num_envs, *obs_space.shape), np.float32)
     actions = np.zeros((*shape, *action_space.shape), np.int64 if agent.discrete else np.float32)
-    rewards = np.zeros(shape, np.float32)
+    rewards, running_returns = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     terminations, dones, is_transition = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
-    done = np.zeros(args.num_envs, bool)
+    done, running_return = np.zeros(args.num_envs, bool), np.zeros(args.num_envs, np.float32)
     history = []
     global_step = start_step  # includes reset steps
     next_log = start_step + args.log_interval
@@ -208,27 +241,32 @@ def train(args):
 
     with finishing(run, envs, save):
         while global_step < args.total_timesteps:
-            if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - global_step / args.total_timesteps)
+            remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
+            optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
 
             # 1. Play num_steps in every environment with the current policy.
             for t in range(args.num_steps):
                 with torch.inference_mode():
-                    output, _ = agent(torch.as_tensor(observations[t], device=args.device))
+                    output = agent.actor(agent.normalize(torch.as_tensor(observations[t], device=args.device)))
                     actions[t] = agent.sample(output).cpu()
                 is_transition[t] = ~done  # the step after a done only resets: its action is ignored
                 # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
                 observations[t + 1], rewards[t], terminations[t], truncated, infos = envs.step(actions[t])
-                rewards[t] *= args.reward_scale
+                running_return = rewards[t] + args.gamma * running_return * ~done  # of the episode so far
+                running_returns[t] = running_return
                 done = dones[t] = terminations[t] | truncated
                 global_step += args.num_envs
                 history += [(global_step, float(infos["statistics"]["r"][i])) for i in np.flatnonzero(done)]
 
             # 2. Learn from the whole rollout, in one gradient step.
             if is_transition.any():
+                scaled_rewards = (rewards / agent.return_statistics.rms()).clip(-10, 10)
                 metrics = update(
-                    agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args
+                    agent, optimizer, observations, actions, scaled_rewards, terminations, dones, is_transition, args
                 )
+                # Only now, so that acting and learning use the same statistics.
+                agent.obs_statistics.update(observations[:-1][is_transition])
+                agent.return_statistics.update(running_returns[is_transition])
             observations[0] = observations[-1]
 
             # 3. Log and save.
@@ -319,14 +357,11 @@ def start_run(args, run_id):
 @contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    try:
+    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
+        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+        stack.callback(envs.close)
+        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
         yield
-    finally:
-        try:
-            print(f"checkpoint  {save()}", flush=True)
-        finally:
-            envs.close()
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -373,7 +408,7 @@ def load_checkpoint(path, **modules):
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # an arbitrary file can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
     return checkpoint
 

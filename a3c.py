@@ -14,8 +14,10 @@ Workers  Each worker copies θ, plays with the copy, computes Δθ with the same
          With one worker a seed reproduces a run bit for bit; with several it does not, and a checkpoint may mix weights
          from before and after an update.
 Departs  truncated episodes bootstrap from their last observation; orthogonal initial weights; the gradient's norm is
-         clipped; tanh units for flat observations; Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, a lost
-         life is terminal for the learner, rewards clipped to ±1 for learning only, each frame's mean is subtracted
+         clipped. Flat observations: tanh, separate networks for π and V, observations normalized by their running mean
+         and variance, rewards divided by the root mean square of the running returns, both limited to ±10. Atari: no
+         sticky actions, no FIRE at reset, up to 30 no-ops, the mean of all frames so far is subtracted, rewards clipped
+         to ±1 and a lost life is terminal, for learning only. All workers share the running statistics
 Run      python a3c.py
 Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -55,15 +57,15 @@ def parse_args(argv=None):
     add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
     add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over workers")
     add("--num-workers", type=number(int, 1), default=2, help="processes, each with its own environment")
-    add("--num-steps", type=number(int, 1), default=20, help="maximum number of steps per update, the paper's t_max")
-    add("--learning-rate", type=number(float, 0), default=1e-3, help="RMSProp's step size η")
+    add("--num-steps", type=number(int, 1), default=50, help="maximum number of steps per update, the paper's t_max")
+    add("--learning-rate", type=number(float, 0), default=2e-3, help="RMSProp's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay α of RMSProp's mean square g")
-    add("--rmsprop-eps", type=number(float, 1e-12), default=1e-2, help="ε, added to g inside the square root")
-    add("--gamma", type=number(float, 0, 1), default=0.98, help="discount γ")
-    add("--vf-coef", type=number(float, 0), default=0.1, help="weight of the value loss")
-    add("--ent-coef", type=number(float, 0), default=0.01, help="weight of the entropy bonus, the paper's β")
-    add("--max-grad-norm", type=number(float, 0), default=40.0, help="clip the gradient's global norm to this")
+    add("--rmsprop-eps", type=number(float, 1e-12), default=1e-4, help="ε, added to g inside the square root")
+    add("--gamma", type=number(float, 0, 1), default=0.999, help="discount γ")
+    add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
+    add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
+    add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
     add("--lstm", action="store_true", help="put 256 LSTM cells after the last hidden layer")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="Atari: learn per life")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
@@ -87,43 +89,79 @@ def parse_args(argv=None):
     return args
 
 
+class RunningStatistics(nn.Module):
+    """The mean and variance of all samples so far, in buffers: checkpoints and evaluation have them."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+
+    def update(self, samples):
+        """Include samples, (batch, *shape), an array or a tensor."""
+        samples = torch.as_tensor(samples, dtype=self.mean.dtype, device=self.mean.device)
+        delta = samples.mean(0) - self.mean
+        if not delta.isfinite().all():
+            raise RunError("an observation or a reward of the environment is not finite")
+        self.count += len(samples)
+        weight = len(samples) / self.count
+        self.mean += weight * delta
+        self.var += weight * (samples.var(0, correction=0) + (1 - weight) * delta.square() - self.var)
+
+    def rms(self):
+        """Return the root mean square of all samples, a float above 0."""
+        return (self.mean.square() + self.var + 1e-8).sqrt().item()
+
+
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) on a shared body; π is categorical for discrete actions, normal for continuous ones."""
+    """π(a|s) and V(s), on a shared body for frames or an LSTM; π is categorical for discrete actions, else normal."""
 
     def __init__(self, obs_space, action_space, lstm):
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
         self.image = len(obs_space.shape) == 3
-        if self.image:
-            layers = [init(nn.Conv2d(4, 16, 8, stride=4), 2**0.5), nn.ReLU()]
-            layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU(), nn.Flatten()]
-            layers += [init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
+        self.lstm = None
+        if self.image or lstm:
+            if self.image:
+                layers = [init(nn.Conv2d(4, 16, 8, stride=4), 2**0.5), nn.ReLU()]
+                layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU(), nn.Flatten()]
+                layers += [init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
+            else:
+                layers = [init(nn.Linear(obs_space.shape[0], 256), 2**0.5), nn.Tanh()]
+            self.body = nn.Sequential(*layers)
+            if lstm:
+                self.lstm = nn.LSTM(256, 256)
+            self.actor = init(nn.Linear(256, num_outputs), 0.01)  # a small gain: the first policy is close to uniform
+            self.critic = init(nn.Linear(256, 1), 1.0)
         else:
-            layers = [init(nn.Linear(obs_space.shape[0], 64), 2**0.5), nn.Tanh()]
-            layers += [init(nn.Linear(64, 64), 2**0.5), nn.Tanh()]
-        num_features = 256 if self.image else 64
-        self.body = nn.Sequential(*layers)
-        self.lstm = nn.LSTM(num_features, 256) if lstm else None
-        num_features = 256 if lstm else num_features
-        self.actor = init(nn.Linear(num_features, num_outputs), 0.01)  # a small gain: initially π is close to uniform
-        self.critic = init(nn.Linear(num_features, 1), 1.0)
+            self.body = nn.Identity()
+            self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the first policy is close to uniform
+            self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
+        self.obs_statistics = RunningStatistics(obs_space.shape[-2:])  # of frames: a mean image, (84, 84)
+        self.return_statistics = RunningStatistics(())  # of running returns, r_t + γ r_t-1 + γ² r_t-2 + ...
 
     def forward(self, obs, lstm_state=None):
         """(num_steps, *obs_shape) -> logits or means (num_steps, ...), V(s) (num_steps,), the LSTM's state after it.
 
         (num_steps, num_envs, *obs_shape) is several environments in parallel. No LSTM state is a state of zeros.
         """
-        if self.image:
-            frames = obs.flatten(0, -4) / 255  # (num_steps, [num_envs,] 4, 84, 84) -> (batch, 4, 84, 84)
-            frames = frames - frames.mean((-2, -1), keepdim=True)  # the background is the same in all states
-            features = self.body(frames).unflatten(0, obs.shape[:-3])  # (batch, 256) -> (num_steps, [num_envs,] 256)
+        obs = self.normalize(obs)
+        if self.image:  # (num_steps, [num_envs,] 4, 84, 84) -> (batch, 4, 84, 84) -> (num_steps, [num_envs,] 256)
+            features = self.body(obs.flatten(0, -4)).unflatten(0, obs.shape[:-3])
         else:
             features = self.body(obs)
         if self.lstm is not None:
             features, lstm_state = self.lstm(features, lstm_state)
         return self.actor(features), self.critic(features).squeeze(-1), lstm_state
+
+    def normalize(self, obs):
+        """Subtract the mean image from frames; give components of flat observations mean 0 and variance 1."""
+        if self.image:
+            return (obs - self.obs_statistics.mean) / 255
+        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
@@ -143,6 +181,12 @@ class ActorCritic(nn.Module):
             return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
         normal = torch.distributions.Normal(output, self.log_std.exp(), validate_args=False)
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
+
+
+def mlp(num_inputs, num_outputs, gain):
+    """Two hidden layers and a last one whose weights have this gain."""
+    hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
+    return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
 
 def init(layer, gain):
@@ -236,10 +280,12 @@ def worker(send, rank, args, optimizer, shared, start_step):
     env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
     agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
     weights = flatten_parameters(agent)
+    agent.obs_statistics, agent.return_statistics = shared.obs_statistics, shared.return_statistics
     seed = derive_seed(args.seed, 0, start_step, rank)
     torch.manual_seed(seed)
     obs, info = env.reset(seed=seed)
     lstm_state = None  # zeros
+    running_return = 0.0
     gradient_delays = []
     send(Report(start_step, {}, [], None))  # ready to start
     try:
@@ -247,13 +293,12 @@ def worker(send, rank, args, optimizer, shared, start_step):
             # 1. Copy the shared weights, without a lock: other workers keep writing.
             weights.copy_(optimizer.weights)
             updates_at_copy = shared.updates.value
-            learning_rate = args.learning_rate
-            if args.anneal_lr:
-                learning_rate = args.learning_rate * (1 - global_step / args.total_timesteps)
+            remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
+            learning_rate = args.learning_rate * remaining
 
             # 2. Play num_steps steps, or fewer if the episode ends.
             num_steps = min(args.num_steps, args.total_timesteps - global_step)
-            observations, actions, rewards = [obs], [], []
+            observations, actions, rewards, running_returns = [obs], [], [], []
             first_lstm_state = lstm_state
             terminated = done = False
             while len(rewards) < num_steps and not (terminated or done):
@@ -268,15 +313,22 @@ def worker(send, rank, args, optimizer, shared, start_step):
                 observations.append(obs)
                 actions.append(action)
                 rewards.append(float(np.sign(reward) if is_atari(args) else reward))
+                running_return = rewards[-1] + args.gamma * running_return
+                running_returns.append(running_return)
 
             # 3. Learn from them.
             observations, actions = torch.as_tensor(np.stack(observations)), torch.as_tensor(np.stack(actions))
+            scale = 1.0 if is_atari(args) else agent.return_statistics.rms()  # Atari's rewards have been clipped
+            rewards = (np.array(rewards) / scale).clip(-10, 10).tolist()
             metrics = update(
                 agent, optimizer, observations, first_lstm_state, actions, rewards, terminated, learning_rate, args
             )
 
-            # 4. Count the steps and report.
+            # 4. Update the statistics, count the steps and report.
             with shared.lock:
+                # Only now, so that acting and learning use the same statistics (except for other workers' updates).
+                agent.obs_statistics.update(observations[:-1, -1] if agent.image else observations[:-1])
+                agent.return_statistics.update(running_returns)
                 shared.global_step.value += len(rewards)
                 global_step = shared.global_step.value
                 gradient_delays.append(shared.updates.value - updates_at_copy)
@@ -289,6 +341,7 @@ def worker(send, rank, args, optimizer, shared, start_step):
             if done:
                 obs, info = env.reset()
                 lstm_state = None
+                running_return = 0.0
     finally:
         env.close()
 
@@ -302,8 +355,8 @@ def train(args):
     torch.set_num_threads(1)  # one thread is faster than several for a network this small
     env = make_env(args)
     env.close()
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):  # say so now, not after training
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
     optimizer = SharedRMSprop(agent, args.rmsprop_decay, args.rmsprop_eps)
     start_step, run_id = 0, None
@@ -315,7 +368,9 @@ def train(args):
         global_step=context.Value("q", start_step, lock=False),
         updates=context.Value("q", 0, lock=False),
         next_log=context.Value("q", min(start_step + args.log_interval, args.total_timesteps), lock=False),
-        lock=context.Lock(),  # for counting; reading needs no lock, which a killed worker may hold forever
+        obs_statistics=agent.obs_statistics.share_memory(),
+        return_statistics=agent.return_statistics.share_memory(),
+        lock=context.Lock(),  # for all but next_log; reading needs no lock, which a killed worker may hold forever
     )
     history, lengths = [], []
     gradient_delays = []  # since the last log
@@ -514,14 +569,11 @@ def start_run(args, run_id):
 @contextlib.contextmanager
 def finishing(run, workers, save):
     """However the block ends, also by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
-    try:
+    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
+        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+        stack.callback(end_workers, workers)
         yield
-    finally:
-        try:
-            end_workers(workers)
-            print(f"checkpoint  {save()}", flush=True)
-        finally:
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -568,7 +620,7 @@ def load_checkpoint(path, **modules):
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # an arbitrary file can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
     return checkpoint
 

@@ -10,12 +10,12 @@ Update   L = E[huber(y - Q(s,a))] over a batch drawn uniformly from the replay b
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          huber(x) = x²/2, and |x| - 1/2 where |x| > 1: the paper's clipping of the TD error to ±1; y is a constant
          Q⁻ is a copy of Q, refreshed every target_update_interval steps
-Departs  Adam (ε = 1.5e-4, as in Rainbow) instead of RMSProp, its step size annealed; several environments, stepped
-         in parallel; the gradient's norm is clipped; truncated episodes bootstrap from their last observation; the
-         target network is refreshed every N environment steps rather than every N updates; evaluation with ε = 0;
-         --dueling does not rescale the gradient of the shared layers by 1/√2 and shares all hidden layers but Atari's
-         last. The mean of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4
-         stacked 84x84 grey frames, rewards clipped to ±1 and a lost life is terminal, for learning only
+Departs  Adam instead of RMSProp, its step size annealed; several environments, stepped in parallel; the gradient's
+         norm is clipped; truncated episodes bootstrap from their last observation; the target network is refreshed
+         every N environment steps rather than every N updates; evaluation with ε = 0; --dueling does not rescale the
+         gradient of the shared layers by 1/√2 and shares all hidden layers but Atari's last. The mean of each frame is
+         subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards
+         clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   greedy return 469.9 ± 90.3 (10 seeds, 9 of them 500.0)
@@ -54,25 +54,25 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
     add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
-    add("--total-timesteps", type=number(int, 1), default=50_000, help="environment steps, summed over environments")
-    add("--num-envs", type=number(int, 1), default=1, help="environments stepped in parallel")
-    add("--learning-rate", type=number(float, 0), default=2.3e-3, help="Adam's step size η")
+    add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over environments")
+    add("--num-envs", type=number(int, 1), default=4, help="environments stepped in parallel")
+    add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--buffer-size", type=number(int, 1), default=100_000, help="transitions to replay; 7 KB each for Atari")
-    add("--batch-size", type=number(int, 1), default=64, help="transitions per gradient step")
+    add("--batch-size", type=number(int, 1), default=128, help="transitions per gradient step")
     add("--learning-starts", type=number(int, 0), default=1_000, help="environment steps before the first update")
-    add("--train-interval", type=number(int, 1), default=256, help="environment steps between updates")
-    add("--gradient-steps", type=number(int, 1), default=128, help="gradient steps per update")
-    add("--target-update-interval", type=number(int, 1), default=10, help="environment steps between copies to Q⁻")
+    add("--train-interval", type=number(int, 1), default=4, help="environment steps between updates")
+    add("--gradient-steps", type=number(int, 1), default=1, help="gradient steps per update")
+    add("--target-update-interval", type=number(int, 1), default=500, help="environment steps between copies to Q⁻")
     add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="initial ε, the share of random actions")
-    add("--epsilon-end", type=number(float, 0, 1), default=0.04, help="final ε")
-    add("--epsilon-steps", type=number(int, 1), default=8_000, help="environment steps over which ε decays linearly")
+    add("--epsilon-end", type=number(float, 0, 1), default=0.05, help="final ε")
+    add("--epsilon-steps", type=number(int, 1), default=10_000, help="environment steps over which ε decays linearly")
     add("--exponential-epsilon", action="store_true", help="decay ε with time constant --epsilon-steps instead")
     add("--double", action="store_true", help="double DQN: choose a' by Q, value it by Q⁻")
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
-    add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
+    add("--hidden-sizes", type=number(int, 1), nargs="+", default=[128, 128], help="layers for flat observations")
     add("--loss", default="huber", choices=["huber", "squared"], help="huber clips the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
     add("--pixels", action="store_true", help="learn from rendered frames instead of states")
@@ -112,6 +112,10 @@ class QNetwork(nn.Module):
     def __init__(self, obs_space, num_actions, network, hidden_sizes, dueling):
         super().__init__()
         if len(obs_space.shape) == 1:
+            # Components bounded by less than 1 are stretched to ±1: MountainCar's velocities are below 0.07.
+            bound = np.maximum(abs(obs_space.low), abs(obs_space.high))
+            bound[(bound == 0) | (bound > 1)] = 1
+            self.register_buffer("bound", torch.as_tensor(bound, dtype=torch.float32), persistent=False)
             layers = [*mlp(obs_space.shape[0], *hidden_sizes), nn.ReLU()]
             head_sizes = [hidden_sizes[-1]]
         elif network == "nips":
@@ -128,7 +132,9 @@ class QNetwork(nn.Module):
     def forward(self, obs):
         """(batch, *obs_shape), frames as uint8 -> Q values (batch, num_actions)."""
         obs = obs.float()
-        if obs.ndim == 4:
+        if obs.ndim == 2:
+            obs = obs / self.bound
+        else:
             obs = obs / 255
             # Otherwise Pong's constant bright background soon kills most filters of the first layer.
             obs = obs - obs.mean((-2, -1), keepdim=True)
@@ -253,8 +259,8 @@ def train(args):
     torch.manual_seed(args.seed)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
     can_render = is_atari(args) or "rgb_array" in envs.metadata.get("render_modes", [])
-    if args.capture_video and not can_render:  # say so now, not after training
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and not can_render:
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, num_actions = envs.single_observation_space, int(envs.single_action_space.n)
     has_frames = len(obs_space.shape) == 3
     if not has_frames:
@@ -262,7 +268,7 @@ def train(args):
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling)
     q_network.to(args.device, memory_format=torch.channels_last)  # convolutions are faster in this layout
     target_network = copy.deepcopy(q_network).requires_grad_(False)
-    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, eps=1.5e-4, fused=True)
+    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
     modules = {"agent": q_network, "target_network": target_network, "optimizer": optimizer}
     start_step, run_id = 0, None
     if args.resume:
@@ -290,8 +296,8 @@ def train(args):
     with finishing(run, envs, save):
         while global_step < args.total_timesteps:
             epsilon = epsilon_schedule(args.epsilon_start, args.epsilon_end, args.epsilon_steps, global_step)
-            if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - global_step / args.total_timesteps)
+            remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
+            optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
 
             # 1. Play one step in every environment, ε-greedily, and store it.
             action = rng.integers(num_actions, size=args.num_envs)
@@ -449,14 +455,11 @@ def start_run(args, run_id):
 @contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    try:
+    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
+        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+        stack.callback(envs.close)
+        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
         yield
-    finally:
-        try:
-            print(f"checkpoint  {save()}", flush=True)
-        finally:
-            envs.close()
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -503,7 +506,7 @@ def load_checkpoint(path, **modules):
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # an arbitrary file can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
     return checkpoint
 

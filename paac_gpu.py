@@ -11,11 +11,13 @@ Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s)
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
          V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
 Ranks    torchrun --nproc-per-node K paac_gpu.py starts K processes, each with its own device and num_envs environments,
-         that average their gradients: equivalent to one process with K · num_envs environments
+         that average their gradients: equivalent to one process with K · num_envs environments, except that the
+         running statistics are those of the first process
 Departs  Adam instead of RMSProp (the authors': mean square initially 1, ε = 0.1 inside the root); GAE; orthogonal
-         initial weights; truncated episodes bootstrap from their last observation. The mean of each frame is
+         initial weights; truncated episodes bootstrap from their last observation. The mean of all frames so far is
          subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards
-         clipped to ±1 and a lost life is terminal, for learning only
+         clipped to ±1 and a lost life is terminal, for learning only. Flat observations: as in a2c.py, with separate
+         networks for π and V, normalized observations and scaled rewards
 Run      python paac_gpu.py    python paac_gpu.py @settings/paac_gpu_CartPole-v1.txt
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -56,12 +58,13 @@ def parse_args(argv=None):
     add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
+    add("--adam-beta1", type=number(float, 0, 0.999), default=0.9, help="Adam's momentum β1")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--gae-lambda", type=number(float, 0, 1), default=0.95, help="λ: 1 is the n-step advantage, 0 the TD error")
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.01, help="weight of the entropy bonus, the paper's β")
-    add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
+    add("--max-grad-norm", type=number(float, 0), default=40.0, help="clip the gradient's global norm to this")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,44 +93,74 @@ def parse_args(argv=None):
     return args
 
 
+class RunningStatistics(nn.Module):
+    """The mean and variance of all samples so far, in buffers: checkpoints and evaluation have them."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+
+    def update(self, samples):
+        """Include samples, (batch, *shape), an array or a tensor."""
+        samples = torch.as_tensor(samples, dtype=self.mean.dtype, device=self.mean.device)
+        delta = samples.mean(0) - self.mean
+        if not delta.isfinite().all():
+            raise RunError("an observation or a reward of the environment is not finite")
+        self.count += len(samples)
+        weight = len(samples) / self.count
+        self.mean += weight * delta
+        self.var += weight * (samples.var(0, correction=0) + (1 - weight) * delta.square() - self.var)
+
+    def rms(self):
+        """Return the root mean square of all samples, a float above 0."""
+        return (self.mean.square() + self.var + 1e-8).sqrt().item()
+
+
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) on a shared body; π is categorical for discrete actions, normal for continuous ones."""
+    """π(a|s) and V(s), for frames on a shared body; π is categorical for discrete actions, else normal."""
 
     def __init__(self, obs_space, action_space, network):
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
         self.image = len(obs_space.shape) == 3
-        if not self.image:
-            layers = [init(nn.Linear(obs_space.shape[0], 64), 2**0.5), nn.Tanh()]
-            layers += [init(nn.Linear(64, 64), 2**0.5), nn.Tanh()]
-            num_features = 64
-        elif network == "nips":
+        if self.image and network == "nips":
             layers = [init(nn.Conv2d(4, 16, 8, stride=4), 2**0.5), nn.ReLU()]
             layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU()]
             layers += [nn.Flatten(), init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
-            num_features = 256
-        else:
+            self.body = nn.Sequential(*layers)
+            self.actor = init(nn.Linear(256, num_outputs), 0.01)  # a small gain: the first policy is close to uniform
+            self.critic = init(nn.Linear(256, 1), 1.0)
+        elif self.image:
             layers = [init(nn.Conv2d(4, 32, 8, stride=4), 2**0.5), nn.ReLU()]
             layers += [init(nn.Conv2d(32, 64, 4, stride=2), 2**0.5), nn.ReLU()]
             layers += [init(nn.Conv2d(64, 64, 3), 2**0.5), nn.ReLU()]
             layers += [nn.Flatten(), init(nn.Linear(64 * 7 * 7, 512), 2**0.5), nn.ReLU()]
-            num_features = 512
-        self.body = nn.Sequential(*layers)
-        self.actor = init(nn.Linear(num_features, num_outputs), 0.01)  # a small gain: initially π is close to uniform
-        self.critic = init(nn.Linear(num_features, 1), 1.0)
+            self.body = nn.Sequential(*layers)
+            self.actor = init(nn.Linear(512, num_outputs), 0.01)
+            self.critic = init(nn.Linear(512, 1), 1.0)
+        else:
+            self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the first policy is close to uniform
+            self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
+        self.obs_statistics = RunningStatistics(obs_space.shape[-2:])  # of frames: a mean image, (84, 84)
+        self.return_statistics = RunningStatistics(())  # of running returns, r_t + γ r_t-1 + γ² r_t-2 + ...
 
     def forward(self, obs):
         """(..., *obs_shape) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
-        if self.image:  # values from 0 to 255
-            frames = obs.flatten(0, -4) / 255  # (batch, 4, 84, 84)
-            frames = frames - frames.mean((-2, -1), keepdim=True)
-            frames = frames.contiguous(memory_format=torch.channels_last)  # convolutions are faster in this layout
-            features = self.body(frames).unflatten(0, obs.shape[:-3])
-        else:
-            features = self.body(obs)
-        return self.actor(features), self.critic(features).squeeze(-1)
+        obs = self.normalize(obs)
+        if self.image:
+            frames = obs.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # a faster layout
+            obs = self.body(frames).unflatten(0, obs.shape[:-3])
+        return self.actor(obs), self.critic(obs).squeeze(-1)
+
+    def normalize(self, obs):
+        """Subtract the mean image from frames; give components of flat observations mean 0 and variance 1."""
+        if self.image:
+            return (obs - self.obs_statistics.mean) / 255
+        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
@@ -147,6 +180,12 @@ class ActorCritic(nn.Module):
             return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
         normal = torch.distributions.Normal(output, self.log_std.exp(), validate_args=False)
         return normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)  # action dimensions are independent
+
+
+def mlp(num_inputs, num_outputs, gain):
+    """Two hidden layers and a last one whose weights have this gain."""
+    hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
+    return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
 
 def init(layer, gain):
@@ -179,7 +218,7 @@ def a2c_loss(log_prob, entropy, values, advantages, returns, vf_coef, ent_coef):
 
 def average_gradient(agent, count):
     """Replace this rank's gradient, a mean over `count` transitions, by the mean over the transitions of all ranks."""
-    total = torch.tensor(float(count), device=agent.critic.weight.device)
+    total = torch.tensor(float(count), device=next(agent.parameters()).device)
     distributed.all_reduce(total)  # a sum over ranks
     for p in agent.parameters():
         p.grad = p.grad * count if count else torch.zeros_like(p)  # a mean over no transitions is NaN
@@ -187,10 +226,9 @@ def average_gradient(agent, count):
         p.grad /= total.clamp(min=1)
 
 
-def update(agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args):
-    """One gradient step on a rollout -> metrics; observations has num_steps + 1 rows, the other arrays num_steps."""
+def update(agent, optimizer, output, values, actions, rewards, terminations, dones, is_transition, args):
+    """One gradient step on a rollout -> metrics; output and values have num_steps + 1 rows, the others num_steps."""
     to_tensor = partial(torch.as_tensor, device=args.device)
-    output, values = agent(observations)  # (num_steps + 1, num_envs, ...)
     baseline = values.detach().cpu().numpy()  # advantages and returns carry no gradient
     advantages = compute_advantages(rewards, baseline, terminations, dones, args.gamma, args.gae_lambda)
     returns = advantages + baseline[:-1]
@@ -219,14 +257,15 @@ def train(args):
     torch.manual_seed(args.seed)  # all ranks start with the same weights
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
     can_render = is_atari(args) or "rgb_array" in envs.metadata.get("render_modes", [])
-    if args.capture_video and not can_render:  # say so now, not after training
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and not can_render:
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, args.network)
     agent.to(args.device, memory_format=torch.channels_last)  # the layout of the frames
     if not agent.image:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.9, 0.999), eps=1e-5, fused=True)
+    betas = args.adam_beta1, 0.999
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=betas, eps=1e-5, fused=True)
     start_step, run_id = 0, None
     if args.resume:
         checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
@@ -239,9 +278,9 @@ def train(args):
     dtype = torch.uint8 if agent.image else torch.float32
     observations = torch.zeros((args.num_steps + 1, args.num_envs, *obs_space.shape), dtype=dtype, device=args.device)
     actions = np.zeros((*shape, *action_space.shape), np.int64 if agent.discrete else np.float32)
-    rewards = np.zeros(shape, np.float32)
+    rewards, running_returns = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     terminations, dones, is_transition = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
-    done = np.zeros(args.num_envs, bool)
+    done, running_return = np.zeros(args.num_envs, bool), np.zeros(args.num_envs, np.float32)
     history = []
     global_step = start_step  # includes reset steps and the steps of all ranks; history has this rank's episodes
     next_log = start_step + args.log_interval
@@ -249,6 +288,9 @@ def train(args):
     observations[0] = torch.as_tensor(obs)
     lives = infos.get("lives", 0)  # Atari's
     run, folder = start_run(args, run_id) if rank == 0 else (None, None)
+    # For frames, a CPU keeps the autograd graphs of acting: a forward pass over the whole rollout, which does not fit
+    # into its caches, would take a third of the time. A GPU is several times faster on one large batch.
+    keep_graph = agent.image and args.device == "cpu"
     start_time = time.perf_counter()
 
     def save():
@@ -256,20 +298,23 @@ def train(args):
 
     with finishing(run, envs, save) if rank == 0 else contextlib.closing(envs):
         while global_step < args.total_timesteps:
-            if args.anneal_lr:
-                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - global_step / args.total_timesteps)
+            remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
+            optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
 
             # 1. Play num_steps in every environment with the current policy.
+            acted = []
             for t in range(args.num_steps):
-                with torch.inference_mode():
-                    output, _ = agent(observations[t])
-                    actions[t] = agent.sample(output).cpu()  # waits for the GPU
+                with torch.set_grad_enabled(keep_graph):
+                    acted.append(agent(observations[t]))
+                    actions[t] = agent.sample(acted[t][0]).detach().cpu()  # waits for the GPU
                 is_transition[t] = ~done  # the step after a done only resets: its action is ignored
                 # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
                 obs, rewards[t], terminations[t], truncated, infos = envs.step(actions[t])
                 observations[t + 1] = torch.as_tensor(obs)  # copies to the GPU
                 if is_atari(args):
                     rewards[t] = np.sign(rewards[t])
+                running_return = rewards[t] + args.gamma * running_return * ~done  # of the episode so far
+                running_returns[t] = running_return
                 done = terminations[t] | truncated
                 lost_life = infos.get("lives", 0) < lives
                 lives = infos.get("lives", 0)
@@ -281,9 +326,24 @@ def train(args):
 
             # 2. Learn from the whole rollout, in one gradient step.
             if is_transition.any() or num_ranks > 1:
+                if keep_graph:
+                    with torch.no_grad():
+                        acted.append(agent(observations[-1]))
+                    output, values = (torch.stack(rows) for rows in zip(*acted, strict=True))
+                else:
+                    output, values = agent(observations)  # (num_steps + 1, num_envs, ...)
+                scale = 1.0 if is_atari(args) else agent.return_statistics.rms()  # Atari's rewards have been clipped
+                scaled_rewards = (rewards / scale).clip(-10, 10)
                 metrics = update(
-                    agent, optimizer, observations, actions, rewards, terminations, dones, is_transition, args
+                    agent, optimizer, output, values, actions, scaled_rewards, terminations, dones, is_transition, args
                 )
+                if is_transition.any():  # only now, so that acting and learning use the same statistics
+                    samples = observations[:-1][is_transition]
+                    agent.obs_statistics.update(samples[:, -1] if agent.image else samples)  # only the newest frames
+                    agent.return_statistics.update(running_returns[is_transition])
+                if distributed.is_initialized():
+                    for buffer in agent.buffers():  # all ranks use the statistics of rank 0, as in PyTorch's DDP
+                        distributed.broadcast(buffer, src=0)
             observations[0] = observations[-1]
 
             # 3. Log and save.
@@ -417,14 +477,11 @@ def start_run(args, run_id):
 @contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    try:
+    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
+        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+        stack.callback(envs.close)
+        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
         yield
-    finally:
-        try:
-            print(f"checkpoint  {save()}", flush=True)
-        finally:
-            envs.close()
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -471,7 +528,7 @@ def load_checkpoint(path, **modules):
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # an arbitrary file can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
     return checkpoint
 

@@ -5,15 +5,17 @@
 """REINFORCE: Monte-Carlo policy gradient on batches of whole episodes, with a choice of weights Ψ_t.
 
 Papers   Williams 1992 (doi:10.1007/BF00992696); Schulman et al. 2016 (arXiv:1506.02438); elite: Mannor et al. 2003
-Update   L = -1/N Σ_episodes Σ_t [Ψ_t log π(a_t|s_t) + ent_coef H(π(·|s_t))] + E[(G_t - V(s_t))²]
-         G_t = r_t + γ G_t+1, and 0 after the end    N = num_envs    Ψ and G are constants    one Adam step per batch
+Update   L = -1/N Σ_episodes Σ_t [Ψ_t log π(a_t|s_t) + ent_coef H(π(·|s_t))]    one Adam step per batch
+         G_t = r_t + γ G_t+1, and 0 after the end    N = num_envs    Ψ is a constant
          total_return: Ψ_t = G_0    reward_to_go: G_t    mean_baseline: G_t - mean G    value_baseline: G_t - V(s_t)
-         elite: 1 in the best elite_fraction N episodes, 0 in the others    V is learned only for value_baseline
+         elite: 1 in the best elite_fraction N episodes, 0 in the others
+         value_baseline then fits V to G: value_steps Adam steps on E[(G_t - V(s_t))²]
 Bias     With ent_coef 0, -∇L is on average the gradient of E[G_0] for total_return and, if γ = 1 and no episode is
          truncated, for reward_to_go and value_baseline. mean_baseline has a bias of O(1/N), because the episode is
          part of the mean. elite follows another objective.
-Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam without momentum. An episode that is truncated, by a time limit or
-         the end of training, ends there; only value_baseline bootstraps, from V(last observation)
+Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam; observations are normalized by their running mean and variance. An
+         episode that is truncated, by a time limit or the end of training, ends there; only value_baseline bootstraps,
+         from V(last observation)
 Run      python reinforce.py    python reinforce.py --psi elite
 Result   greedy return 498.1 ± 4.9 (10 seeds)
 """
@@ -51,13 +53,13 @@ def parse_args(argv=None):
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
     add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
     add("--total-timesteps", type=number(int, 1), default=400_000, help="environment steps, summed over environments")
-    add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel: N episodes per update")
+    add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel: N episodes per update")
     add("--psi", default="value_baseline", choices=choices, help="Ψ_t, what multiplies ∇log π(a_t|s_t)")
     add("--elite-fraction", type=number(float, 0, 1), default=0.25, help="for --psi elite: fraction of episodes kept")
-    add("--learning-rate", type=number(float, 0), default=3e-3, help="Adam's step size for π")
-    add("--value-learning-rate", type=number(float, 0), default=2e-2, help="Adam's step size for V (value_baseline)")
-    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step sizes linearly to 0")
-    add("--gamma", type=number(float, 0, 1), default=0.998, help="discount γ")
+    add("--value-steps", type=number(int, 1), default=10, help="for --psi value_baseline: steps on V per batch")
+    add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size")
+    add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
+    add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
@@ -83,6 +85,27 @@ def parse_args(argv=None):
     return args
 
 
+class RunningStatistics(nn.Module):
+    """The mean and variance of all samples so far, in buffers: checkpoints and evaluation have them."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+
+    def update(self, samples):
+        """Include samples, (batch, *shape), an array or a tensor."""
+        samples = torch.as_tensor(samples, dtype=self.mean.dtype, device=self.mean.device)
+        delta = samples.mean(0) - self.mean
+        if not delta.isfinite().all():
+            raise RunError("an observation or a reward of the environment is not finite")
+        self.count += len(samples)
+        weight = len(samples) / self.count
+        self.mean += weight * delta
+        self.var += weight * (samples.var(0, correction=0) + (1 - weight) * delta.square() - self.var)
+
+
 class ActorCritic(nn.Module):
     """π(a|s) and V(s), separate networks; π is categorical for discrete actions, normal for continuous ones."""
 
@@ -98,10 +121,16 @@ class ActorCritic(nn.Module):
         self.actor = mlp(num_outputs)
         self.critic = mlp(1)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
+        self.obs_statistics = RunningStatistics(obs_space.shape)
 
     def forward(self, obs):
         """(..., obs_dim) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
+        obs = self.normalize(obs)
         return self.actor(obs), self.critic(obs).squeeze(-1)
+
+    def normalize(self, obs):
+        """Give each component of the observations mean 0 and variance 1, limited to ±10."""
+        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
@@ -156,28 +185,33 @@ def reinforce_loss(log_prob, entropy, weights, num_episodes, ent_coef):
 
 
 def update(agent, optimizer, observations, actions, rewards, truncations, is_transition, args):
-    """One gradient step on a batch -> metrics; observations has num_steps + 1 rows, the other arrays num_steps."""
+    """One gradient step on a batch, and several on V -> metrics; observations has one row more than the others."""
     to_tensor = partial(torch.as_tensor, device=args.device)
-    output, values = agent(to_tensor(observations[:-1][is_transition]))  # (batch, ...)
+    batch = to_tensor(observations[:-1][is_transition])  # (batch, obs_dim)
+    output, values = agent(batch)
     if args.psi == "value_baseline":  # a truncated episode would have continued
-        last_values = agent.critic(to_tensor(observations[1:][truncations])).squeeze(-1)
+        _, last_values = agent(to_tensor(observations[1:][truncations]))
         rewards[truncations] += args.gamma * last_values.detach().cpu().numpy()
     returns = discounted_returns(rewards, args.gamma)
     weights = psi_weights(args.psi, returns, values.detach().cpu().numpy(), is_transition, args.elite_fraction)
     actions, returns, weights = to_tensor(actions[is_transition]), to_tensor(returns[is_transition]), to_tensor(weights)
     log_prob, entropy = agent.log_prob_and_entropy(output, actions)
     loss, metrics = reinforce_loss(log_prob, entropy, weights, args.num_envs, args.ent_coef)
-    if args.psi == "value_baseline":
-        value_loss = (returns - values).square().mean()
-        loss = loss + value_loss
-        explained_variance = 1 - (returns - values).detach().var(correction=0) / returns.var(correction=0)
-        metrics |= {"losses/value_loss": value_loss, "losses/explained_variance": explained_variance}
     optimizer.zero_grad()
     loss.backward()
     grad_norm = nn.utils.get_total_norm([p.grad for p in agent.parameters() if p.grad is not None])
     if not grad_norm.isfinite():
         raise RunError(f"the gradient is not finite: lower --learning-rate, or look for NaN in {args.env_id}")
     optimizer.step()
+    if args.psi == "value_baseline":
+        explained_variance = 1 - (returns - values).detach().var(correction=0) / returns.var(correction=0)
+        batch = agent.normalize(batch)
+        for _ in range(args.value_steps):
+            value_loss = (returns - agent.critic(batch).squeeze(-1)).square().mean()
+            optimizer.zero_grad()  # π has no gradient then, and Adam leaves it alone
+            value_loss.backward()
+            optimizer.step()
+        metrics |= {"losses/value_loss": value_loss, "losses/explained_variance": explained_variance}
     return metrics | {"losses/grad_norm": grad_norm}
 
 
@@ -186,16 +220,10 @@ def train(args):
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # one thread is faster than several for a network this small
     envs = make_envs(args, args.num_envs)
-    if args.capture_video and "rgb_array" not in envs.metadata.get(
-        "render_modes", []
-    ):  # say so now, not after training
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space).to(args.device)
-    policy_parameters = [p for name, p in agent.named_parameters() if not name.startswith("critic")]
-    # No momentum (β1 = 0): the next batch is sampled from a different policy.
-    optimizer = torch.optim.Adam(
-        [{"params": policy_parameters}, {"params": agent.critic.parameters()}], betas=(0.0, 0.999), eps=1e-5, fused=True
-    )
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
     start_step, run_id = 0, None
     if args.resume:
         checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
@@ -215,8 +243,6 @@ def train(args):
         while global_step < args.total_timesteps:
             remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
             optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
-            # V takes larger steps than π: it must grow from 0 to the hundreds in few batches.
-            optimizer.param_groups[1]["lr"] = args.value_learning_rate * remaining
 
             # 1. Play one episode in every environment. Taking the first N episodes that end would favour short ones,
             # so finished environments keep stepping, ignored, until the last one finishes.
@@ -226,7 +252,7 @@ def train(args):
             episode_return = np.zeros(args.num_envs)
             while playing.any() and global_step < args.total_timesteps:
                 with torch.inference_mode():
-                    output = agent.actor(torch.as_tensor(observations[-1], device=args.device))
+                    output = agent.actor(agent.normalize(torch.as_tensor(observations[-1], device=args.device)))
                     action = agent.sample(output).cpu().numpy()
                 obs, reward, terminated, truncated, _ = envs.step(action)
                 done = playing & (terminated | truncated)
@@ -247,6 +273,7 @@ def train(args):
             observations, actions, rewards = np.stack(observations), np.stack(actions), np.stack(rewards)
             truncations, is_transition = np.stack(truncations), np.stack(is_transition)
             metrics = update(agent, optimizer, observations, actions, rewards, truncations, is_transition, args)
+            agent.obs_statistics.update(observations[:-1][is_transition])
 
             # 3. Log and save.
             if global_step >= min(next_log, args.total_timesteps):
@@ -337,14 +364,11 @@ def start_run(args, run_id):
 @contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    try:
+    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
+        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+        stack.callback(envs.close)
+        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
         yield
-    finally:
-        try:
-            print(f"checkpoint  {save()}", flush=True)
-        finally:
-            envs.close()
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -391,7 +415,7 @@ def load_checkpoint(path, **modules):
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # an arbitrary file can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
     return checkpoint
 

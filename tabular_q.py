@@ -171,8 +171,8 @@ def policy_iteration(transitions, gamma):
 def train(args):
     """Learn or solve, log, save, evaluate -> (Q, history): (num_states, num_actions), [(global_step, return), ...]."""
     env = make_env(args)
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):  # say so now, not after training
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     q = [[args.initial_q] * int(env.action_space.n) for _ in range(env.observation_space.n)]  # lists are faster
     start_step, run_id = 0, None
     if args.resume:
@@ -350,14 +350,11 @@ def start_run(args, run_id):
 @contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    try:
+    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
+        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+        stack.callback(envs.close)
+        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
         yield
-    finally:
-        try:
-            print(f"checkpoint  {save()}", flush=True)
-        finally:
-            envs.close()
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -404,7 +401,7 @@ def load_checkpoint(path, **modules):
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # an arbitrary file can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
     return checkpoint
 

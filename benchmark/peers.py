@@ -98,7 +98,10 @@ def learned(model, steps):
 
 
 def sb3_a2c(steps, seed, equal=False):
-    """Its A2C on CartPole-v1 with the zoo's settings, or with the network, optimizer and settings of a2c.py, 8 x 5."""
+    """Its A2C on CartPole-v1 with the zoo's settings, or with the network, optimizer and settings of a2c.py, 8 x 5.
+
+    It normalizes neither observations nor rewards, which a2c.py does.
+    """
     import torch
     from stable_baselines3 import A2C
     from stable_baselines3.common.env_util import make_vec_env
@@ -389,33 +392,29 @@ def scripted(space):
             self.count += 1
             end = self.ends.get(self.count)
             terminated, truncated = end in ("terminated", "both"), end in ("truncated", "both")
-            return self.observation(), float(self.rng.normal()), terminated, truncated, {}
+            return self.observation(), float(self.rng.normal(1, 3)), terminated, truncated, {}
 
         def observation(self):
-            return self.rng.normal(size=4).astype(np.float32)
+            return self.rng.normal(3, 5, 4).astype(np.float32)  # far from mean 0, variance 1
 
     return Scripted
-
-
-def shared_body(obs_space):
-    """The body of a2c.py's network as Stable-Baselines3's features extractor, which its actor and critic share."""
-    body = importlib.import_module("a2c").ActorCritic(obs_space, discrete_space()).body
-    body.features_dim = body[2].out_features
-    return body
 
 
 def policy_like_ours(optimizer):
     """policy_kwargs with which Stable-Baselines3's network and optimizer are those of a2c.py."""
     adam = {name: optimizer.defaults[name] for name in ("betas", "eps", "weight_decay", "amsgrad")}
-    network = {"features_extractor_class": shared_body, "net_arch": []}  # nothing between the body and the two heads
+    network = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}  # separate networks of tanh
     return network | {"optimizer_class": type(optimizer), "optimizer_kwargs": adam}
 
 
 def parameter_pairs(agent, policy):
     """(ours, theirs) for each tensor of two networks of one form; log_std is there where actions are continuous."""
-    heads = (agent.actor, policy.action_net), (agent.critic, policy.value_net)
-    for mine, theirs in ((agent.body, policy.features_extractor), *heads):
-        yield from zip(mine.parameters(), theirs.parameters(), strict=True)
+    body = policy.mlp_extractor
+    for mine, hidden, head in (
+        (agent.actor, body.policy_net, policy.action_net),
+        (agent.critic, body.value_net, policy.value_net),
+    ):
+        yield from zip(mine.parameters(), [*hidden.parameters(), *head.parameters()], strict=True)
     if not agent.discrete:
         yield agent.log_std, policy.log_std
 
@@ -459,22 +458,33 @@ def our_updates(space, settings):
 
 
 def compare(label, space, settings):
-    """Both libraries on the scripted environment with equal weights and actions -> the largest difference, printed."""
+    """Both libraries on the scripted environment with equal weights, statistics and actions -> the largest difference.
+
+    Stable-Baselines3 uses our statistics, because its own would change at every step.
+    """
     import torch
     from stable_baselines3 import A2C
-    from stable_baselines3.common.vec_env import DummyVecEnv
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
     import a2c
 
     agent, optimizer, records = our_updates(space, settings)
     envs = DummyVecEnv([scripted(space)] * len(ENDS))
+    envs = VecNormalize(envs, training=False, norm_obs=False, clip_reward=np.inf, epsilon=0.0)  # by our statistics
     kwargs = settings | {"n_steps": NUM_VALID, "use_rms_prop": False, "policy_kwargs": policy_like_ours(optimizer)}
     # Both step sizes fall linearly; but what is left of the run, ours counts before the rollout, theirs after it.
     kwargs["learning_rate"] = lambda left: settings["learning_rate"] * (left + 1 / len(records))
     seed = a2c.derive_seed(0, 0, 0)  # the seed that train used; both libraries count up from it, one per environment
     model = A2C("MlpPolicy", envs, seed=seed, device="cpu", **kwargs)
     policy, their_train = model.policy, model.train
-    agent.load_state_dict(records[0]["before"])
+    policy.features_extractor.forward = agent.normalize  # by our statistics
+
+    def start_rollout(record):
+        """Give both libraries the statistics with which our rollout began, and our agent its weights."""
+        agent.load_state_dict(record["before"])
+        envs.ret_rms.var = agent.return_statistics.rms() ** 2
+
+    start_rollout(records[0])
     with torch.no_grad():
         for mine, theirs in parameter_pairs(agent, policy):
             theirs.copy_(mine)
@@ -495,6 +505,8 @@ def compare(label, space, settings):
         agent.load_state_dict(record["after"])
         gaps.append(max(float((a - b).detach().abs().max()) for a, b in parameter_pairs(agent, policy)))
         worst.append(np.max(gaps))
+        if len(worst) < len(records):
+            start_rollout(records[len(worst)])
         print(f"{label}  rollout {len(worst)}", *(f"{gap:11.1e}" for gap in [*gaps, moved]), flush=True)
 
     policy.forward, model.train = forward, train

@@ -4,6 +4,7 @@
     python benchmark/studies.py cliff         Q-learning, SARSA, expected SARSA (Sutton & Barto, example 6.6); 3 minutes
     python benchmark/studies.py variance      variance of reinforce.py's gradient estimate for each --psi; 1 minute
     python benchmark/studies.py asynchrony    A3C, GA3C and PAAC: speed, gradient delay, policy lag; 15 minutes
+    python benchmark/studies.py elsewhere     default flags with another --env-id, 5 seeds; 3 hours, or name scripts
     python benchmark/studies.py frames        what dqn.py --pixels observes of CartPole-v1
     python benchmark/studies.py memory        memory of a replay buffer of a million Atari transitions; 8 GB, 30 s
 
@@ -21,7 +22,20 @@ from unittest import mock
 
 import gymnasium as gym
 import numpy as np
-from run import RESULTS, axes, band, command_line, curve, fingerprint, read_csv, setting, timed_train, write_csv
+from run import (
+    RESULTS,
+    axes,
+    band,
+    command_line,
+    curve,
+    fingerprint,
+    fresh,
+    read_csv,
+    run_seed,
+    setting,
+    timed_train,
+    write_csv,
+)
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito
 
@@ -256,6 +270,38 @@ def asynchrony(plot_only):
     fig.savefig(RESULTS / "asynchrony.png")
 
 
+# Other environments
+
+
+ELSEWHERE = {  # script: flags besides --env-id and --total-timesteps
+    "reinforce": "",
+    "dqn": "",
+    "a2c": "",
+    "a3c": "",
+    "paac_gpu": "@settings/paac_gpu_CartPole-v1.txt",
+}
+
+
+def elsewhere(scripts, num_seeds=5):
+    """Train with default flags for 500,000 steps, where only --env-id changes."""
+    path = RESULTS / "elsewhere.csv"
+    for script in scripts or ELSEWHERE:
+        for env_id in ["CartPole-v1", "Acrobot-v1", "LunarLander-v3"] + ["MountainCar-v0"] * (script == "dqn"):
+            flags = [*ELSEWHERE[script].split(), "--env-id", env_id, "--total-timesteps", "500000"]
+            row = {"script": script, "command": command_line(script, flags)}
+            for seed in range(1, num_seeds + 1):
+                done = [(x["command"], x["seed"], x["code"]) for x in read_csv(path)]
+                if (row["command"], str(seed), fingerprint(script)) not in done:
+                    result, _ = fresh(run_seed, script, flags, seed)
+                    others = [x for x in read_csv(path) if (x["command"], x["seed"]) != (row["command"], str(seed))]
+                    write_csv(path, [*others, row | result | {"date": date.today()} | setting()])
+    returns = {}
+    for x in read_csv(path):
+        returns.setdefault((x["script"], x["env_id"]), []).append(float(x["eval_mean"]))
+    for (script, env_id), values in returns.items():
+        print(f"| {script} | {env_id} | {np.mean(values):.1f} ± {np.std(values):.1f} | {min(values):.1f} |")
+
+
 # Images
 
 
@@ -298,8 +344,10 @@ def memory():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    studies = {f.__name__: f for f in (exact, cliff, variance, asynchrony, frames, memory)}
+    studies = {f.__name__: f for f in (exact, cliff, variance, asynchrony, elsewhere, frames, memory)}
     parser.add_argument("what", choices=studies)
+    parser.add_argument("scripts", nargs="*", help="elsewhere: only these scripts")
     parser.add_argument("--plot-only", action="store_true", help="asynchrony: only the table and the figure")
     args = parser.parse_args()
-    studies[args.what](*[args.plot_only] * (args.what == "asynchrony"))
+    options = {"asynchrony": [args.plot_only], "elsewhere": [args.scripts]}
+    studies[args.what](*options.get(args.what, []))

@@ -255,9 +255,8 @@ def learn(pieces, agent, optimizer, counts, reports, args):
         with counts.lock:  # while the weights change, predictors wait, and so do other trainers
             if counts.global_step >= args.total_timesteps:
                 return
-            if args.anneal_lr:
-                fraction = 1 - counts.global_step / args.total_timesteps
-                optimizer.param_groups[0]["lr"] = args.learning_rate * fraction
+            remaining = 1 - counts.global_step / args.total_timesteps if args.anneal_lr else 1.0
+            optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
             metrics = update(agent, optimizer, batch, args)
             metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
             policy_lags = counts.updates - np.concatenate([piece.versions for piece in batch])
@@ -272,8 +271,8 @@ def train(args):
     env = make_env(args)
     env.reset()  # an observation of the wrong shape is reported here
     env.close()
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):  # say so now, not after training
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     if not is_atari(args):
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     agent = ActorCritic(env.observation_space, int(env.action_space.n)).to(args.device)
@@ -488,14 +487,11 @@ def start_run(args, run_id):
 @contextlib.contextmanager
 def finishing(run, workers, save):
     """However the block ends, also by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
-    try:
+    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
+        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+        stack.callback(end_workers, workers)
         yield
-    finally:
-        try:
-            end_workers(workers)
-            print(f"checkpoint  {save()}", flush=True)
-        finally:
-            run.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -542,7 +538,7 @@ def load_checkpoint(path, **modules):
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # an arbitrary file can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RunError(f"--resume {path}: not a checkpoint of {SCRIPT}.py with these flags: {reason}") from None
     return checkpoint
 

@@ -139,6 +139,20 @@ class NotANumberTable(NotANumber):
         return 0, *super().step(action)[1:]
 
 
+class NotFinite(Probe):
+    """From the 60th step on the reward or the observation is the given value, such as NaN or infinity."""
+
+    steps = 0
+
+    def __init__(self, reward=1.0, observation=0.0):
+        self.late = observation, reward
+
+    def play(self, action):
+        self.steps += 1
+        observation, reward = self.late if self.steps >= 60 else (0.0, 1.0)
+        return observation, reward, self.t == 10
+
+
 class Scripted(gym.Env):
     """Alternating episodes of 3 steps that terminate and 4 that are truncated; obs = (episode, t)."""
 
@@ -158,6 +172,19 @@ class Scripted(gym.Env):
         truncated = self.episode % 2 == 1 and self.t == 4
         obs = np.array([self.episode, self.t], np.float32)
         return obs, float(10 * self.episode + self.t), terminated, truncated, {}
+
+
+def scripted_rows(num_rows, gamma):
+    """Return the first rows of Scripted: (observation, reward, r_t + γ r_t-1 + ...), or None for a reset step."""
+    rows, episode = [], 0
+    while len(rows) < num_rows:
+        rewards = []
+        for t in range((3, 4)[episode % 2]):
+            rewards.insert(0, 10 * episode + t + 1)  # the newest first
+            rows.append(((episode, t), rewards[0], sum(gamma**k * reward for k, reward in enumerate(rewards))))
+        rows.append(None)
+        episode += 1
+    return rows[:num_rows]
 
 
 class Cue(gym.Env):
@@ -354,6 +381,7 @@ for probe, limit in (
     (CrashTable, None),
     (NotANumber, None),
     (NotANumberTable, None),
+    (NotFinite, None),
     (Scripted, None),
     (MultiDiscreteAction, None),
     (IntegerAction, None),

@@ -19,7 +19,8 @@ ROLLOUT = "observations actions rewards terminations dones is_transition".split(
 
 def quick(*flags):
     """Return the arguments of a very short run; later flags override earlier ones."""
-    return a2c.parse_args(["--wandb-mode", "disabled", "--total-timesteps", "1024", "--eval-episodes", "0", *flags])
+    short = "--wandb-mode disabled --num-envs 16 --num-steps 8 --total-timesteps 1024 --eval-episodes 0"
+    return a2c.parse_args([*short.split(), *flags])
 
 
 def random_rollout(seed, discrete=True):
@@ -36,6 +37,37 @@ def random_rollout(seed, discrete=True):
     actions = rng.integers(2, size=(T, N)) if discrete else rng.normal(size=(T, N, 2))
     rewards = np.where(is_transition, rng.normal(size=(T, N)), 1e3)
     return rng.normal(size=(T + 1, N, 2)), actions, rewards, terminations, dones, is_transition
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 4)])
+def test_running_statistics_are_those_of_all_samples(shape):
+    """After each of several batches, of one row or more, arrays or tensors; the initial values do not count."""
+    statistics, rng = a2c.RunningStatistics(shape), np.random.default_rng(0)
+    initial = statistics.mean, statistics.var
+    assert not initial[0].any() and (initial[1] == 1).all() and statistics.count == 0
+    samples = np.zeros((0, *shape))
+    for number, rows in enumerate((1, 1, 5, 2, 300, 1, 64)):
+        batch = rng.normal(5 + number, 1 + number, (rows, *shape)).astype(np.float32)  # each from another distribution
+        statistics.update(torch.tensor(batch) if number % 2 else batch)
+        samples = np.concatenate([samples, batch])
+        assert statistics.count == len(samples)
+        np.testing.assert_allclose(statistics.mean, samples.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(statistics.var, samples.var(0), rtol=1e-5, atol=1e-5)  # of one row 0, not NaN
+        if shape == ():
+            assert statistics.rms() == pytest.approx(np.sqrt(np.square(samples).mean()), rel=1e-5)
+    names = {"count", "mean", "var"}  # in checkpoints, but not for the optimizer
+    assert set(statistics.state_dict()) == names and not list(statistics.parameters())
+
+
+def test_a_root_mean_square_is_above_0():
+    """Initially it is 1; of zeros alone it still divides rewards, all of which are 0 then."""
+    statistics = a2c.RunningStatistics(())
+    assert statistics.rms() == 1.0
+    statistics.update(np.zeros(9))
+    assert 0 < statistics.rms() < 1e-3
 
 
 # Advantages
@@ -109,14 +141,22 @@ def test_an_update_is_the_one_written_out(discrete):
     for p in agent.parameters():
         torch.nn.init.normal_(p, std=0.3)
         p.grad = torch.ones_like(p)  # left over from the previous update
+    agent.obs_statistics.mean.copy_(torch.tensor([0.5, -1.0]))
+    agent.obs_statistics.var.copy_(torch.tensor([4.0, 0.04]))
     weights = {name: p.detach().clone().requires_grad_() for name, p in agent.named_parameters()}
 
     def layer(x, name):
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
     observations, actions, rewards, terminations, dones, is_transition = rollout
-    features = layer(layer(torch.as_tensor(observations), "body.0").tanh(), "body.2").tanh()
-    outputs, values = layer(features, "actor"), layer(features, "critic")[..., 0]
+    normalized = (observations - np.array([0.5, -1.0])) / np.array([2, 0.2])
+    assert (np.abs(normalized) > 10).any(), "the rollout must exercise the limit of observations"
+    normalized = torch.as_tensor(np.minimum(np.maximum(normalized, -10), 10))
+
+    def network(name):
+        return layer(layer(layer(normalized, f"{name}.0").tanh(), f"{name}.2").tanh(), f"{name}.4")
+
+    outputs, values = network("actor"), network("critic")[..., 0]
     advantages = gae(rewards, values.detach().numpy(), terminations, dones, 0.95, 0.9)
     loss = 0.0
     for t, n in np.argwhere(is_transition):
@@ -142,10 +182,10 @@ def test_an_update_is_the_one_written_out(discrete):
     for p, before, g in zip(agent.parameters(), weights.values(), gradients, strict=True):
         torch.testing.assert_close(p, before - g * 0.5 / norm, rtol=0, atol=1e-6)
         assert g.abs().max() * 0.5 / norm > 1e-4
-    before = parameters_to_vector(agent.parameters())
+    before = parameters_to_vector(agent.state_dict().values())
     with pytest.raises(a2c.RunError, match="the gradient is not finite: lower --learning-rate, or look for NaN"):
         a2c.update(agent, optimizer, observations, actions, rewards * np.nan, terminations, dones, is_transition, args)
-    assert torch.equal(before, parameters_to_vector(agent.parameters()))
+    assert torch.equal(before, parameters_to_vector(agent.state_dict().values()))
 
 
 # Policy
@@ -187,13 +227,15 @@ def test_continuous_policy():
 def test_the_first_network():
     """Layers are orthogonal with the usual gains, biases zero; different seeds give different weights."""
     one, two, again = (a2c.train(quick("--learning-rate", "0", "--seed", seed))[0] for seed in "121")
-    gains = {"body.0": 2**0.5, "body.2": 2**0.5, "actor": 0.01, "critic": 1}
+    gains = {"actor.0": 2**0.5, "actor.2": 2**0.5, "actor.4": 0.01}
+    gains |= {"critic.0": 2**0.5, "critic.2": 2**0.5, "critic.4": 1}
     for name, gain in gains.items():
         weight, other = (agent.get_submodule(name).weight.detach() for agent in (one, two))
         gram = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
         torch.testing.assert_close(gram, gain**2 * torch.eye(len(gram)), rtol=0, atol=gain**2 * 1e-5)
         assert (one.get_submodule(name).bias == 0).all()
         assert not torch.equal(weight, other) and torch.equal(weight, again.get_submodule(name).weight)
+    assert not torch.equal(one.actor[0].weight, one.critic[0].weight)
 
 
 # What train passes to update
@@ -201,11 +243,14 @@ def test_the_first_network():
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """A function that runs train -> one dict per update (rollout, step size, Adam, weights), and history."""
-    calls, original = [], a2c.update
+    """A function that runs train -> one dict per update (rollout, step size, Adam, weights, ...), and history."""
+    calls, original, acted, sample = [], a2c.update, [], a2c.ActorCritic.sample
 
     def update(agent, optimizer, *rollout_and_args):
         call = dict(zip(ROLLOUT, map(np.copy, rollout_and_args[:-1]), strict=True))
+        call |= {"acted": np.stack(acted[-len(call["actions"]) :]), "agent": agent}  # logits or means
+        call |= {"learned": agent(torch.as_tensor(call["observations"]))[0].detach().numpy()[:-1]}
+        call |= {"statistics": buffers(agent), "rms": agent.return_statistics.rms()}
         call |= {"lr": optimizer.param_groups[0]["lr"], "before": parameters_to_vector(agent.parameters())}
         call |= {"optimizer": optimizer, "adam_steps": [int(state["step"]) for state in optimizer.state.values()]}
         metrics = original(agent, optimizer, *rollout_and_args)
@@ -218,16 +263,22 @@ def recorded(monkeypatch):
         return list(calls), history
 
     monkeypatch.setattr(a2c, "update", update)
+    monkeypatch.setattr(a2c.ActorCritic, "sample", lambda agent, x: acted.append(x.numpy().copy()) or sample(agent, x))
     return run
+
+
+def buffers(agent):
+    """Return copies of an agent's statistics, arrays by name."""
+    return {name: buffer.numpy().copy() for name, buffer in agent.named_buffers()}
 
 
 def test_rollouts_are_the_transitions_of_the_environment(recorded, monkeypatch):
     """Every row agrees with the scripted environment: last observations true, reset steps marked, nothing lost."""
     logs, log = [], a2c.log_progress
     monkeypatch.setattr(a2c, "log_progress", lambda *args: logs.append((args[2], list(args[4]))) or log(*args))
-    flags = "--env-id Scripted-v0 --num-envs 2 --num-steps 5 --total-timesteps 1995 --log-interval 500"
-    calls, history = recorded(*flags.split(), "--reward-scale", "0.5", "--learning-rate", "0.1")
-    assert len(calls) == 200  # the last rollout ends at step 2000
+    flags = "--env-id Scripted-v0 --num-envs 2 --num-steps 5 --total-timesteps 995 --log-interval 250"
+    calls, history = recorded(*flags.split(), "--learning-rate", "0.1")
+    assert len(calls) == 100  # the last rollout ends at step 1000
     for n in range(2):
         episode = t = 0
         resets = False
@@ -242,23 +293,52 @@ def test_rollouts_are_the_transitions_of_the_environment(recorded, monkeypatch):
                     continue
                 assert tuple(obs) == (episode, t) and tuple(next_obs) == (episode, t + 1)
                 t += 1
-                assert reward == 0.5 * (10 * episode + t)
+                assert reward == pytest.approx(min((10 * episode + t) / call["rms"], 10), rel=1e-5)
                 assert terminated == (episode % 2 == 0 and t == 3)
                 resets = bool(done)
                 assert resets == (t == (3, 4)[episode % 2])
     by_episode = [sum(10 * k + t for t in range(1, (4, 5)[k % 2])) for k in range(len(history) // 2)]
     assert [value for _, value in history] == [value for value in by_episode for _ in range(2)]  # not scaled
     assert [step for step, _ in history[:5]] == [6, 6, 16, 16, 24]  # 3 steps, reset, 4 steps, reset, 3 steps; 2 envs
-    assert [step for step, _ in logs] == [500, 1000, 1500, 2000] and logs[-1][1] == [3, 3, 4, 4] * 25
-    assert [call["lr"] for call in calls] == pytest.approx([0.1 * (1 - k * 10 / 1995) for k in range(200)])
+    assert [step for step, _ in logs] == [250, 500, 750, 1000] and logs[-1][1] == [4, 4, 3, 3] * 25
+    assert [call["lr"] for call in calls] == pytest.approx([0.1 * (1 - k * 10 / 995) for k in range(100)])
     defaults = calls[0]["optimizer"].defaults
     assert type(calls[0]["optimizer"]) is torch.optim.Adam and defaults["betas"] == (0, 0.999)
     assert (defaults["eps"], defaults["weight_decay"], defaults["amsgrad"]) == (1e-5, 0, False)
 
 
+def test_statistics_are_those_of_all_transitions_so_far(recorded):
+    """Reset steps are left out; running returns cross the ends of rollouts; rewards are divided by their rms."""
+    flags = "--env-id Scripted-v0 --num-envs 2 --num-steps 5 --total-timesteps 400 --gamma 0.9 --learning-rate 0.1"
+    calls, _ = recorded(*flags.split())
+    rows = probes.scripted_rows(200, 0.9)  # the same in both environments
+    statistics = [*(call["statistics"] for call in calls), buffers(calls[0]["agent"])]
+    for k in range(1, 41):
+        observations, _, returns = (np.array(x) for x in zip(*filter(None, rows[: 5 * k]), strict=True))
+        moments = [2 * len(returns), observations.mean(0), observations.var(0)]
+        moments += [2 * len(returns), returns.mean(), returns.var()]
+        for name, value in zip(statistics[k], moments, strict=True):
+            np.testing.assert_allclose(statistics[k][name], value, rtol=1e-5, err_msg=name)
+        if k < 40:
+            rewards = [row[1] if row else 0 for row in rows[5 * k : 5 * k + 5]]
+            expected = np.array(rewards) / np.sqrt(np.square(returns).mean())
+            np.testing.assert_allclose(calls[k]["rewards"], expected[:, None].repeat(2, 1), rtol=1e-5)
+    assert [value.sum() for value in statistics[0].values()] == [0, 0, 2, 0, 0, 1]  # mean 0, variance 1
+    np.testing.assert_array_equal(calls[0]["rewards"], [[1, 1], [2, 2], [3, 3], [0, 0], [10, 10]])  # limited
+
+
+@pytest.mark.parametrize("env_id", ["Scripted-v0", "Target-v0"])
+def test_what_acted_is_what_learns(recorded, env_id):
+    """The outputs in update, and so the log-probabilities, are those of acting, although statistics change."""
+    calls, _ = recorded("--env-id", env_id, "--learning-rate", "0.1")
+    for call in calls:
+        np.testing.assert_allclose(call["learned"], call["acted"], rtol=0, atol=1e-5)
+    assert np.ptp([call["acted"][0, 0, 0] for call in calls]) > 0.1
+
+
 def test_a_rollout_of_reset_steps_only_is_skipped(recorded):
     """With one environment and one step every other rollout is a reset; weights change only in updates."""
-    flags = "--env-id ConstantReward-v0 --num-envs 1 --num-steps 1 --total-timesteps 64".split()
+    flags = "--env-id ObservationActionReward-v0 --num-envs 1 --num-steps 1 --total-timesteps 64".split()
     calls, history = recorded(*flags)
     assert len(calls) == len(history) == 32 and all(call["is_transition"].all() for call in calls)
     for last, call in itertools.pairwise(calls):
@@ -279,7 +359,7 @@ def test_bounded_actions_are_rescaled_then_clipped(recorded, monkeypatch, env_id
     drawn = np.concatenate([call["actions"][call["is_transition"]] for call in calls])
     assert drawn.shape[1:] == (1,) and drawn.dtype == np.float32 and np.abs(drawn).max() > 2
     expected = low + (np.clip(drawn, -1, 1) + 1) / 2 * (high - low)
-    np.testing.assert_allclose(np.stack(taken), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.stack(taken), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_half_bounded_actions_are_clipped(recorded):
@@ -291,7 +371,7 @@ def test_half_bounded_actions_are_clipped(recorded):
 
 
 def test_a_resumed_run_continues(recorded, monkeypatch, tmp_path):
-    """The schedule and Adam's state continue; noise and episodes differ from those of every other start."""
+    """The schedule, Adam and the statistics continue; noise and episodes differ from those of every other start."""
     seeds, make_envs = [], a2c.make_envs
 
     def spied(*args):
@@ -301,12 +381,15 @@ def test_a_resumed_run_continues(recorded, monkeypatch, tmp_path):
         return envs
 
     monkeypatch.setattr(a2c, "make_envs", spied)
-    flags = "--env-id ConstantReward-v0 --learning-rate 1e-9 --eval-episodes 1".split()  # the policy hardly changes
+    flags = "--env-id ObservationReward-v0 --learning-rate 1e-9 --eval-episodes 1".split()  # the policy hardly changes
     first, _ = recorded(*flags, "--total-timesteps", "512")
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     resumed, _ = recorded(*flags, "--resume", str(path))
     assert (first[0]["lr"], resumed[0]["lr"]) == pytest.approx((1e-9, 5e-10)) and len(resumed) == 4
-    assert resumed[0]["adam_steps"] == [4] * 8 and torch.equal(first[-1]["after"], resumed[0]["before"])
+    assert resumed[0]["adam_steps"] == [4] * 12 and torch.equal(first[-1]["after"], resumed[0]["before"])
+    for name, value in resumed[0]["statistics"].items():
+        assert np.array_equal(value, buffers(first[0]["agent"])[name]) and value.any()
+    assert resumed[0]["statistics"]["obs_statistics.count"] == sum(call["is_transition"].sum() for call in first)
     assert not np.array_equal(first[0]["actions"], resumed[0]["actions"])
     other, _ = recorded(*flags, "--seed", "2")
     assert not np.array_equal(first[0]["actions"], other[0]["actions"])
@@ -322,12 +405,16 @@ def test_evaluation_is_greedy_and_seeded(monkeypatch, capsys):
     torch.manual_seed(0)
     gym.register("Pole-v0", "gymnasium.envs.classic_control:CartPoleEnv")  # CartPole-v1 has its own vector class
     agent, args, expected = a2c.ActorCritic(Box(-1, 1, (4,)), Discrete(2)), quick("--env-id", "Pole-v0"), []
+    agent.obs_statistics.mean.copy_(torch.tensor([0.02, 0.3, -0.02, -0.3]))  # as training would leave them
+    agent.obs_statistics.var.copy_(torch.tensor([0.01, 0.25, 0.01, 0.25]))
     env = gym.make("Pole-v0")
     for episode in range(5):
         obs, _ = env.reset(seed=a2c.derive_seed(args.seed, 1) + episode)
         done, total = False, 0.0
         while not done:
-            obs, reward, terminated, truncated, _ = env.step(int(agent(torch.as_tensor(obs))[0].argmax()))
+            obs = (obs - [0.02, 0.3, -0.02, -0.3]) / [0.1, 0.5, 0.1, 0.5]
+            logits = agent.actor(torch.as_tensor(obs, dtype=torch.float32))
+            obs, reward, terminated, truncated, _ = env.step(int(logits.argmax()))
             done, total = terminated or truncated, total + reward
         expected.append(total)
     assert len(set(expected)) > 1 and a2c.evaluate(agent, args, 5) == expected
@@ -341,10 +428,11 @@ def test_evaluation_is_greedy_and_seeded(monkeypatch, capsys):
 
 def test_evaluation_clips_actions_and_does_not_scale_rewards():
     agent = a2c.ActorCritic(Box(-1, 1, (1,)), Box(-2, 2, (1,)))
-    torch.nn.init.constant_(agent.actor.bias, 9.0)  # far above 1, the upper bound after rescaling
+    torch.nn.init.constant_(agent.actor[-1].bias, 9.0)  # far above 1, the upper bound after rescaling
     assert a2c.evaluate(agent, quick("--env-id", "Target-v0"), 1) == [-2.25]
-    agent, flags = a2c.ActorCritic(Box(-1, 1, (1,)), Discrete(2)), "--env-id EndlessReward-v0 --reward-scale 0.5"
-    assert a2c.evaluate(agent, quick(*flags.split()), 2) == [5, 5]  # to the time limit
+    agent = a2c.ActorCritic(Box(-1, 1, (1,)), Discrete(2))
+    agent.return_statistics.update(np.full(9, 10.0))
+    assert a2c.evaluate(agent, quick("--env-id", "EndlessReward-v0"), 2) == [5, 5]  # to the time limit
 
 
 def test_unsupported_environments_are_refused(tmp_path):
@@ -357,15 +445,29 @@ def test_unsupported_environments_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, ∞ - ∞
+@pytest.mark.parametrize(
+    ("where", "value"), [("reward", "Infinity"), ("observation", "NaN"), ("observation", "-Infinity")]
+)
+def test_values_that_are_not_finite_end_the_run(where, value, tmp_path):
+    """With one line, and before they reach the weights or the statistics of the checkpoint."""
+    flags = f'--env-id NotFinite-v0 --num-envs 2 --num-steps 8 --total-timesteps 900 --env-kwargs {{"{where}":{value}}}'
+    with pytest.raises(a2c.RunError, match=r"^[^\n]* is not finite[^\n]*$"):
+        a2c.train(quick(*flags.split()))
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    checkpoint = torch.load(path)
+    assert all(x.isfinite().all() for x in checkpoint["agent"].values()) and 100 < checkpoint["global_step"] < 150
+
+
 # Probe environments
 
-PROBE = "--num-envs 8 --num-steps 8 --learning-rate 0.01 --gamma 0.9 --vf-coef 0.5 --max-grad-norm 3".split()
+PROBE = "--num-envs 16 --num-steps 4 --learning-rate 0.01 --gamma 0.9 --vf-coef 0.5 --max-grad-norm 3".split()
 
 
-def learn(env_id, *flags, steps="4000"):
-    """Train on a probe environment -> the agent and its value function, a function of one number."""
+def learn(env_id, *flags, steps="3000"):
+    """Train on a probe environment -> the agent and its value of an observation in units of the rewards."""
     agent, _ = a2c.train(quick(*PROBE, "--env-id", env_id, "--total-timesteps", steps, *flags))
-    return agent, lambda obs: agent(torch.tensor([float(obs)]))[1].item()
+    return agent, lambda obs: agent(torch.tensor([float(obs)]))[1].item() * agent.return_statistics.rms()
 
 
 def test_probe_1_value_of_a_constant_reward():

@@ -76,7 +76,7 @@ gym.register("Lives-v0", Lives)
 
 def quick(*flags):
     """Return the arguments of a very short run; later flags override earlier ones."""
-    base = "--wandb-mode disabled --total-timesteps 400 --num-workers 1 --eval-episodes 1"
+    base = "--wandb-mode disabled --total-timesteps 400 --num-workers 1 --num-steps 20 --eval-episodes 1"
     return a3c.parse_args([*base.split(), *flags])
 
 
@@ -89,17 +89,22 @@ def make(args):
 
 
 def work(*flags, rank=0, start_step=0, others=()):
-    """Run one worker in this process -> agent, its reports, and the arguments of each update.
+    """Run one worker in this process -> agent, its reports, and each update's arguments and the statistics before it.
 
     others are the numbers of updates that other workers make during each of its own.
     """
-    args, reports, calls, original = quick(*flags), [], [], a3c.update
+    args, reports, calls, acted, original, sample = quick(*flags), [], [], [], a3c.update, a3c.ActorCritic.sample
     names = "observations lstm_state actions rewards terminated learning_rate".split()
 
     def update(agent, optimizer, *rest):
         shared.updates.value += sum(others[len(calls) : len(calls) + 1])
         calls.append(dict(zip(names, rest[:-1], strict=True)))
+        calls[-1] |= {"statistics": buffers(agent), "rms": agent.return_statistics.rms()}
         assert torch.equal(flat(agent.parameters()), optimizer.weights)  # the worker has copied the shared weights
+        with torch.no_grad():  # what acted is what learns: the statistics have not changed, either
+            output, _, _ = agent(calls[-1]["observations"], calls[-1]["lstm_state"])
+        torch.testing.assert_close(torch.cat(acted), output[:-1], rtol=1e-4, atol=1e-5)
+        acted.clear()
         return original(agent, optimizer, *rest)
 
     def send(report):
@@ -112,10 +117,13 @@ def work(*flags, rank=0, start_step=0, others=()):
         global_step=multiprocessing.Value("q", start_step, lock=False),
         updates=multiprocessing.Value("q", 0, lock=False),
         next_log=multiprocessing.Value("q", min(start_step + args.log_interval, args.total_timesteps), lock=False),
+        obs_statistics=agent.obs_statistics,
+        return_statistics=agent.return_statistics,
         lock=multiprocessing.Lock(),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(a3c, "update", update)
+        patch.setattr(a3c.ActorCritic, "sample", lambda agent, output: acted.append(output) or sample(agent, output))
         a3c.worker(send, rank, args, optimizer, shared, start_step)
     assert shared.updates.value == len(calls) + sum(others)
     assert reports[0] == a3c.Report(start_step, {}, [], None)
@@ -130,6 +138,57 @@ def episodes(reports):
 def flat(tensors):
     """Return all numbers as one vector."""
     return torch.cat([x.detach().flatten() for x in tensors])
+
+
+def buffers(module):
+    """Return copies of a module's statistics, arrays by name."""
+    return {name: buffer.numpy().copy() for name, buffer in module.named_buffers()}
+
+
+def set_statistics(agent):
+    """Give an agent for flat observations statistics as training would leave them -> mean, standard deviation."""
+    size = len(agent.obs_statistics.mean)
+    mean, std = np.linspace(-0.1, 0.2, size), np.geomspace(0.1, 1.0, size)
+    agent.obs_statistics.mean.copy_(torch.tensor(mean))
+    agent.obs_statistics.var.copy_(torch.tensor(std**2))
+    agent.return_statistics.update(np.full(9, 10.0))
+    return mean, std
+
+
+def normalized(observations, mean, std):
+    """Return (observations - mean) / std, limited to ±10, a tensor of observations' dtype."""
+    numbers = np.minimum(np.maximum((observations.numpy() - mean) / std, -10), 10)
+    return torch.as_tensor(numbers, dtype=observations.dtype)
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 4)])
+def test_running_statistics_are_those_of_all_samples(shape):
+    """After each of several batches, of one row or more, arrays or tensors; the initial values do not count."""
+    statistics, rng = a3c.RunningStatistics(shape), np.random.default_rng(0)
+    assert not statistics.mean.any() and (statistics.var == 1).all() and statistics.count == 0
+    samples = np.zeros((0, *shape))
+    for number, rows in enumerate((1, 1, 5, 2, 300, 1, 64)):
+        batch = rng.normal(5 + number, 1 + number, (rows, *shape)).astype(np.float32)  # each from another distribution
+        statistics.update(torch.tensor(batch) if number % 2 else batch)
+        samples = np.concatenate([samples, batch])
+        assert statistics.count == len(samples)
+        np.testing.assert_allclose(statistics.mean, samples.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(statistics.var, samples.var(0), rtol=1e-5, atol=1e-5)  # of one row 0, not NaN
+        if shape == ():
+            assert statistics.rms() == pytest.approx(np.sqrt(np.square(samples).mean()), rel=1e-5)
+    names = {"count", "mean", "var"}  # in checkpoints, but not for the optimizer
+    assert set(statistics.state_dict()) == names and not list(statistics.parameters())
+
+
+def test_a_root_mean_square_is_above_0():
+    """Initially it is 1; of zeros alone it still divides rewards, all of which are 0 then."""
+    statistics = a3c.RunningStatistics(())
+    assert statistics.rms() == 1.0
+    statistics.update(np.zeros(9))
+    assert 0 < statistics.rms() < 1e-3
 
 
 # Returns and loss
@@ -163,20 +222,35 @@ def test_loss_and_its_gradient():
 # Policy
 
 
+def check_initial(layer, gain):
+    """Check that a layer has orthogonal weights of this gain, and zero biases."""
+    singular_values = torch.linalg.svdvals(layer.weight.flatten(1))  # those of an orthogonal matrix are all equal
+    torch.testing.assert_close(singular_values, torch.full_like(singular_values, gain))
+    assert not layer.bias.any()
+
+
 def test_discrete_policy():
     torch.manual_seed(0)
     agent = a3c.ActorCritic(Box(-1, 1, (4,)), Discrete(3), False)
-    features = observations = torch.randn(5, 4)
+    mean, std = set_statistics(agent)
+    observations = torch.randn(5, 4)
+    observations[0] *= 20
+    assert ((observations.numpy() - mean) / std > 10).any(), "the limit must be reached"
     logits, values, lstm_state = agent(observations)
     assert logits.shape == (5, 3) and values.shape == (5,) and lstm_state is None
-    for layer in (agent.body[0], agent.body[2]):
-        features = torch.tanh(features @ layer.weight.T)
-    torch.testing.assert_close(logits, features @ agent.actor.weight.T)
-    torch.testing.assert_close(values, features @ agent.critic.weight[0])
-    for layer, gain in ((agent.body[0], 2**0.5), (agent.body[2], 2**0.5), (agent.actor, 0.01), (agent.critic, 1.0)):
-        singular_values = torch.linalg.svdvals(layer.weight)  # those of an orthogonal matrix are all equal
-        torch.testing.assert_close(singular_values, torch.full_like(singular_values, gain))
-        assert not layer.bias.any()
+    outputs = []
+    for network, gain in ((agent.actor, 0.01), (agent.critic, 1.0)):  # nothing is shared
+        features = normalized(observations, mean, std)
+        for layer in (network[0], network[2]):
+            features = torch.tanh(features @ layer.weight.T)
+        outputs.append(features @ network[4].weight.T)
+        for layer, layer_gain in ((network[0], 2**0.5), (network[2], 2**0.5), (network[4], gain)):
+            check_initial(layer, layer_gain)
+    torch.testing.assert_close(logits, outputs[0])
+    torch.testing.assert_close(values, outputs[1][:, 0])
+    assert not torch.equal(agent.actor[0].weight, agent.critic[0].weight)
+    shapes = [(64, 4), (64, 64), (3, 64), (64, 4), (64, 64), (1, 64)]
+    assert [tuple(p.shape) for p in agent.parameters() if p.dim() > 1] == shapes
     logits = torch.tensor([0.0, 1.0, -1.0])
     probabilities = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum()
     frequencies = np.bincount(agent.sample(logits.expand(100_000, 3)), minlength=3) / 100_000
@@ -221,11 +295,15 @@ def lstm_by_hand(lstm, features, state):
 def test_the_lstm_carries_its_state_from_one_rollout_to_the_next():
     torch.manual_seed(0)
     agent, zeros = a3c.ActorCritic(Box(-1, 1, (4,)), Discrete(2), True), torch.zeros(256)
+    for layer, gain in ((agent.body[0], 2**0.5), (agent.actor, 0.01), (agent.critic, 1.0)):
+        check_initial(layer, gain)
+    mean, std = set_statistics(agent)
     observations = torch.randn(7, 2, 4)  # from two environments
     close = dict(rtol=1e-4, atol=1e-5)
     logits, values, _ = agent(observations)
     for i in range(2):  # environments in parallel do not influence each other
-        outputs, (h, c) = lstm_by_hand(agent.lstm, agent.body(observations[:, i]), (zeros, zeros))
+        features = torch.tanh(normalized(observations[:, i], mean, std) @ agent.body[0].weight.T)  # (7, 256)
+        outputs, (h, c) = lstm_by_hand(agent.lstm, features, (zeros, zeros))
         torch.testing.assert_close(logits[:, i], agent.actor(outputs), **close)
         torch.testing.assert_close(values[:, i], agent.critic(outputs).squeeze(-1), **close)
         first, _, state = agent(observations[:3, i])
@@ -236,21 +314,25 @@ def test_the_lstm_carries_its_state_from_one_rollout_to_the_next():
 
 def test_the_network_for_atari():
     frames = torch.randint(256, (3, 2, 4, 84, 84), dtype=torch.uint8)  # 3 steps of 2 environments
+    mean_image = torch.rand(84, 84) * 255
     for lstm in (False, True):
         agent = a3c.ActorCritic(Box(0, 255, (4, 84, 84), np.uint8), Discrete(6), lstm)
         shapes = [tuple(p.shape) for name, p in agent.named_parameters() if name.endswith("weight")]
         assert shapes == [(16, 4, 8, 8), (32, 16, 4, 4), (256, 2592), (6, 256), (1, 256)]
         for layer in (agent.body[0], agent.body[2], agent.body[5]):
-            singular_values = torch.linalg.svdvals(layer.weight.flatten(1))
-            torch.testing.assert_close(singular_values, torch.full_like(singular_values, 2**0.5))
-            assert not layer.bias.any()
+            check_initial(layer, 2**0.5)
+        check_initial(agent.actor, 0.01)
+        check_initial(agent.critic, 1.0)
+        agent.obs_statistics.mean.copy_(mean_image)
+        agent.obs_statistics.var.fill_(9.0)  # not used
         logits, values, _ = agent(frames)
         assert logits.shape == (3, 2, 6) and values.shape == (3, 2)
         for i in range(2):
-            features = frames[:, i] / 255 - frames[:, i].sum((-2, -1), keepdim=True) / (255 * 84 * 84)
+            features = frames[:, i] / 255 - (mean_image / 255).expand(3, 4, 84, 84)
             for layer in (agent.body[0], agent.body[2], torch.nn.Flatten(), agent.body[5]):
                 features = layer(features).relu()
             features = agent.lstm(features)[0] if lstm else features
+            torch.testing.assert_close(logits[:, i], agent.actor(features))
             torch.testing.assert_close(values[:, i], agent.critic(features).squeeze(-1))
             torch.testing.assert_close(agent(frames[:, i])[0], logits[:, i])
 
@@ -289,7 +371,8 @@ def test_rmsprop_is_the_paper_s_from_two_processes(forkserver):
 def gradient_by_hand(agent, observations, lstm_state, actions, rewards, terminated, args):
     """Compute ∇L of Alg. S3 step by step in float64, at the agent's weights -> one vector."""
     agent = copy.deepcopy(agent).double()
-    features = agent.body(observations.double())
+    mean, std = agent.obs_statistics.mean.numpy(), agent.obs_statistics.var.sqrt().numpy()
+    features = agent.body(normalized(observations.double(), mean, std))
     if agent.lstm is not None:
         features, _ = lstm_by_hand(agent.lstm, features, (lstm_state[0][0].double(), lstm_state[1][0].double()))
     loss, total = 0.0, 0.0 if terminated else agent.critic(features[-1]).item()
@@ -318,6 +401,7 @@ def test_two_updates_are_those_written_out_by_hand(space, lstm, terminated, max_
     shared_agent, agent = (a3c.ActorCritic(Box(-1, 1, (2,)), space, lstm) for _ in range(2))
     optimizer, weights = a3c.SharedRMSprop(shared_agent, 0.9, 0.01), a3c.flatten_parameters(agent)
     theta, g = optimizer.weights.numpy().astype(float), np.ones(len(weights))
+    set_statistics(agent)
     for _ in range(2):
         weights.copy_(optimizer.weights)
         actions = torch.randint(2, (6,)) if agent.discrete else torch.randn(6, 2)
@@ -350,7 +434,8 @@ def test_rollouts_are_the_environment_s_transitions():
     rows = []
     for call in calls:
         obs, next_obs = call["observations"][:-1].tolist(), call["observations"][1:].tolist()
-        rows += zip(obs, call["rewards"], next_obs, strict=True)
+        rewards = [round(reward * call["rms"], 6) for reward in call["rewards"]]  # as the environment gave them
+        rows += zip(obs, rewards, next_obs, strict=True)
         (episode, first), (_, t) = obs[0], next_obs[-1]
         assert t - first == 2 or t == 3 + episode % 2 or call is calls[-1]
         assert call["terminated"] == (episode % 2 == 0 and t == 3)
@@ -362,6 +447,28 @@ def test_rollouts_are_the_environment_s_transitions():
     assert episodes(reports) == ends
     agent, _ = make(quick(*flags))  # the initial weights, with which the first rollout was played
     torch.testing.assert_close(calls[1]["lstm_state"], agent(calls[0]["observations"][:2])[2])
+
+
+def test_statistics_are_those_of_all_transitions_so_far():
+    """Running returns restart at each episode and continue across rollouts; their rms divides the next rewards."""
+    flags = "--env-id Scripted-v0 --num-steps 2 --total-timesteps 99 --gamma 0.9 --learning-rate 0.1".split()
+    agent, _, calls = work(*flags)
+    rows = [row for row in probes.scripted_rows(150, 0.9) if row]  # a single environment has no reset steps
+    starts = np.cumsum([0, *(len(call["rewards"]) for call in calls)])
+    last = {"statistics": buffers(agent), "rewards": []}
+    for start, call in zip(starts[1:], [*calls[1:], last], strict=True):
+        observations, _, returns = (np.array(column) for column in zip(*rows[:start], strict=True))
+        samples = {"obs_statistics": observations, "return_statistics": returns}
+        moments = {f"{name}.count": start for name in samples}
+        moments |= {f"{name}.mean": x.mean(0) for name, x in samples.items()}
+        moments |= {f"{name}.var": x.var(0) for name, x in samples.items()}
+        assert call["statistics"].keys() == moments.keys()
+        for name, value in moments.items():
+            np.testing.assert_allclose(call["statistics"][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        expected = [row[1] / np.sqrt(np.square(returns).mean()) for row in rows[start : start + len(call["rewards"])]]
+        assert call["rewards"] == pytest.approx(expected, rel=1e-5)
+    assert len(calls) == 57 and calls[0]["rewards"] == [1.0, 2.0]  # not divided
+    assert [value.sum() for value in calls[0]["statistics"].values()] == [0, 0, 2, 0, 0, 1]  # mean 0, variance 1
 
 
 @pytest.mark.parametrize(("start_step", "logs"), [(0, [9, 17, 21]), (14, [21])])
@@ -380,6 +487,23 @@ def test_what_a_worker_reports(start_step, logs):
     assert reports[-1].metrics["charts/learning_rate"] == calls[-1]["learning_rate"]
     _, _, calls = work(*flags, "--no-anneal-lr")
     assert {call["learning_rate"] for call in calls} == {0.1}
+
+
+def test_workers_take_turns_in_updating_the_statistics(monkeypatch):
+    """Two first updates at the same time would each replace the initial variance, and their sum could be negative."""
+    lock, held, update = multiprocessing.Lock(), [], a3c.RunningStatistics.update
+
+    def spied(statistics, samples):
+        free = lock.acquire(block=False)
+        if free:
+            lock.release()
+        held.append(not free)
+        update(statistics, samples)
+
+    monkeypatch.setattr(multiprocessing, "Lock", lambda: lock)
+    monkeypatch.setattr(a3c.RunningStatistics, "update", spied)
+    _, _, calls = work("--env-id", "EndlessReward-v0")
+    assert held == [True] * 2 * len(calls)
 
 
 def test_gradient_delay_is_the_number_of_updates_by_others_since_the_copy():
@@ -410,9 +534,11 @@ def test_each_worker_and_each_resumed_run_has_its_own_stream():
 
 
 def test_a_lost_life_is_terminal_for_the_learner_alone():
-    """The rollout ends there with V = 0; episode, statistics and the LSTM's state continue."""
-    flags = "--env-id Lives-v0 --total-timesteps 21 --num-steps 5 --lstm".split()
-    _, reports, calls = work(*flags)
+    """The rollout ends there with V = 0; episode, running return and the LSTM's state continue."""
+    flags = "--env-id Lives-v0 --total-timesteps 21 --num-steps 5 --gamma 0.9 --lstm".split()
+    agent, reports, calls = work(*flags)
+    returns = [sum(0.9**k for k in range(t + 1)) for t in range(7)]
+    assert agent.return_statistics.mean.item() == pytest.approx(np.mean(returns), rel=1e-5)
     assert [len(call["rewards"]) for call in calls] == [3, 2, 2] * 3 and all(call["terminated"] for call in calls)
     assert [call["lstm_state"] is None for call in calls] == [True, False, False] * 3
     assert episodes(reports) == [(7, 7.0, 7), (14, 7.0, 7), (21, 7.0, 7)]
@@ -424,11 +550,15 @@ def test_a_lost_life_is_terminal_for_the_learner_alone():
 def test_atari(monkeypatch, tmp_path):
     """Frames are kept as bytes, rewards are clipped for the learner and reported raw, and nothing presses FIRE."""
     flags = "--env-id ALE/Asterix-v5 --total-timesteps 400 --num-steps 50 --learning-rate 0".split()
-    _, reports, calls = work(*flags)
+    agent, reports, calls = work(*flags)
     rewards = [reward for call in calls for reward in call["rewards"]]
     assert set(rewards) == {0.0, 1.0} and len(rewards) == 400
+    assert abs(agent.return_statistics.rms() - 1) > 0.1  # by which clipped rewards are not divided
     frames = torch.cat([call["observations"][:-1] for call in calls])
     assert frames.shape == (400, 4, 84, 84) and frames.dtype == torch.uint8
+    newest = frames[:, -1].numpy().astype(float)
+    np.testing.assert_allclose(agent.obs_statistics.mean, newest.mean(0), rtol=1e-4, atol=1e-3)  # the mean image
+    assert agent.obs_statistics.count == 400 and np.ptp(newest.mean(0)) > 50
     (step, episode_return, length), *_ = episodes(reports)
     assert (episode_return, length) == (50 * sum(rewards[:step]), step) and episode_return >= 100
     steps, ends = np.cumsum([len(call["rewards"]) for call in calls]), [step for step, *_ in episodes(reports)]
@@ -504,12 +634,21 @@ def test_one_worker_is_reproducible_bit_for_bit(forkserver):
     trained, history = a3c.train(quick(*flags))
     agent, reports, _ = work(*flags)
     assert history == [(step, value) for step, value, _ in episodes(reports)] and len(history) == 200
-    assert torch.equal(flat(trained.parameters()), flat(agent.parameters()))
+    trained, agent = trained.state_dict(), agent.state_dict()  # weights and statistics
+    assert trained.keys() == agent.keys() and torch.equal(flat(trained.values()), flat(agent.values()))
 
 
 def test_two_workers_share_one_step_budget(tmp_path, capsys, monkeypatch, forkserver):
-    ranks, original = [], a3c.start_worker
-    monkeypatch.setattr(a3c, "start_worker", lambda *rest: (ranks.append(rest[2]), original(*rest)))
+    ranks, given, initial, original = [], [], [], a3c.start_worker
+
+    def start_worker(workers, context, rank, args, optimizer, shared, start_step):
+        ranks.append(rank)
+        given.append({name: getattr(shared, name) for name in ("obs_statistics", "return_statistics")})
+        if rank == 0:  # nobody has played yet
+            initial.append({f"{name}.{key}": x for name in given[-1] for key, x in buffers(given[-1][name]).items()})
+        return original(workers, context, rank, args, optimizer, shared, start_step)
+
+    monkeypatch.setattr(a3c, "start_worker", start_worker)
     flags = "--num-workers 2 --total-timesteps 4000 --num-steps 9 --log-interval 800".split()
     agent, history = a3c.train(quick(*flags))
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
@@ -517,16 +656,24 @@ def test_two_workers_share_one_step_budget(tmp_path, capsys, monkeypatch, forkse
     assert 4000 <= before["global_step"] < 4000 + 2 * 9 and ranks == [0, 1]
     played = sum(value for _, value in history)  # CartPole's reward is 1 per step
     assert played <= before["global_step"] < played + 2 * 500
-    assert torch.equal(flat(before["agent"].values()), flat(agent.parameters()))
+    assert torch.equal(flat(before["agent"].values()), flat(agent.state_dict().values()))
+    for name, statistics in given[0].items():  # all workers and the parent have the same
+        assert given[1][name] is statistics is getattr(agent, name) and all(x.is_shared() for x in statistics.buffers())
+        assert statistics.count == before["global_step"]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert len(lines) == 5 and lines[-1].endswith(" 0 s left")
     assert multiprocessing.active_children() == [] and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
     frozen = "--learning-rate 0 --rmsprop-decay 1 --total-timesteps 5000 --resume".split()
-    a3c.train(quick(*frozen, str(path)))  # a run that changes nothing shows that everything was restored
+    agent, _ = a3c.train(quick(*frozen, str(path)))  # no weight changes: this shows that everything was restored
     after = torch.load(path, weights_only=True)
     assert after["global_step"] == 5000 and (before["optimizer"]["mean_square"] < 0.9).sum() > 1000
-    for module in ("agent", "optimizer"):
-        assert torch.equal(flat(before[module].values()), flat(after[module].values()))
+    weights = [name for name, _ in agent.named_parameters()]
+    for module, names in (("agent", weights), ("optimizer", ["mean_square"])):
+        assert all(torch.equal(before[module][name], after[module][name]) for name in names)
+    assert set(before["agent"]) == {*weights, *initial[1]}
+    for name, value in initial[1].items():
+        assert np.array_equal(before["agent"][name], value) and not np.array_equal(after["agent"][name], value)
+    assert agent.obs_statistics.count == agent.return_statistics.count == 5000
 
 
 @pytest.mark.parametrize("lstm", [[], ["--lstm"]], ids=["feedforward", "lstm"])
@@ -534,12 +681,14 @@ def test_evaluation_is_greedy_and_seeded(lstm):
     """Parallel episodes equal the same episodes played one by one; only the first of each environment counts."""
     args = quick(*lstm)
     agent, _ = make(args)
+    plain = copy.deepcopy(agent)  # does not normalize
+    mean, std = set_statistics(agent)
     env, expected = gym.make("CartPole-v1"), []
     for episode in range(5):
         obs, _ = env.reset(seed=a3c.derive_seed(args.seed, 1) + episode)
         terminated, total, lstm_state = False, 0.0, None
         while not terminated:
-            logits, _, lstm_state = agent(torch.as_tensor(obs)[None], lstm_state)
+            logits, _, lstm_state = plain(normalized(torch.as_tensor(obs)[None], mean, std), lstm_state)
             obs, reward, terminated, _, _ = env.step(int(logits.argmax()))
             total += reward
         expected.append(total)
@@ -549,14 +698,16 @@ def test_evaluation_is_greedy_and_seeded(lstm):
 def test_evaluation_ends_and_clips_actions(monkeypatch, capsys):
     args = quick("--env-id", "Target-v0")
     agent, _ = make(args)
-    torch.nn.init.constant_(agent.actor.bias, 9.0)  # far outside the Box, which Target-v0 asserts
+    torch.nn.init.constant_(agent.actor[-1].bias, 9.0)  # far outside the Box, which Target-v0 asserts
     assert a3c.evaluate(agent, args, 2) == [-2.25, -2.25]
     monkeypatch.setattr(probes.Target, "play", lambda self, action: (0.0, 1.0, False))  # never ends
     monkeypatch.setattr(a3c, "range", lambda n: range(n // 10_000), raising=False)
     assert a3c.evaluate(agent, args, 2) == [10.0, 10.0]
     assert "2 of 2 episodes cut" in capsys.readouterr().out
     args = quick("--env-id", "EndlessReward-v0")
-    assert a3c.evaluate(make(args)[0], args, 2) == [5.0, 5.0]  # up to its time limit
+    agent, _ = make(args)
+    set_statistics(agent)
+    assert a3c.evaluate(agent, args, 2) == [5.0, 5.0]  # up to its time limit; rewards are not divided
 
 
 # Faults: whatever happens, the run ends at once, what was learned is saved, and no process is left
@@ -615,6 +766,22 @@ def test_faults_end_all_workers(env_id, strike, error, message, tmp_path, monkey
     assert checkpoint["global_step"] >= 80 and flat(checkpoint["agent"].values()).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("where", "value"), [("reward", "Infinity"), ("observation", "NaN"), ("observation", "-Infinity")]
+)
+def test_values_that_are_not_finite_end_the_run(where, value, tmp_path, forkserver):
+    """With one line, and neither the weights nor the statistics of the checkpoint become NaN or infinite."""
+    flags = f'--env-id probes:NotFinite-v0 --total-timesteps 2000 --env-kwargs {{"{where}":{value}}}'
+    one_line = (
+        r"^the gradient is not finite: lower .*, or look for NaN in probes:N|^an observation or a reward of .* is not"
+    )
+    with pytest.raises(a3c.RunError, match=one_line):
+        a3c.train(quick(*flags.split()))
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    assert flat(checkpoint["agent"].values()).isfinite().all() and 0 < checkpoint["global_step"] <= 300
+
+
 @pytest.mark.parametrize(("signum", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_while_a_worker_starts_is_not_lost(signum, error, monkeypatch, forkserver):
     start = forkserver.Process.start
@@ -658,8 +825,9 @@ def test_faults_in_the_shell_leave_no_process():
 # Probe environments
 
 
-PROBE = "--num-steps 8 --learning-rate 0.01 --rmsprop-decay 0.9 --gamma 0.9 --vf-coef 0.5 --total-timesteps 600"
-PROBE = [*PROBE.split(), "--env-id"]
+PROBE = "--num-steps 8 --learning-rate 0.01 --rmsprop-decay 0.9 --rmsprop-eps 0.01 --gamma 0.9 --vf-coef 0.5"
+PROBE += " --ent-coef 0.01 --max-grad-norm 40 --no-anneal-lr --total-timesteps 400 --env-id"
+PROBE = PROBE.split()
 
 
 @pytest.mark.parametrize(
@@ -675,7 +843,7 @@ PROBE = [*PROBE.split(), "--env-id"]
 )
 def test_probes_of_values(env_id, num_steps, values):
     agent, _, _ = work(*PROBE, env_id, "--num-steps", str(num_steps))
-    estimates = agent(torch.tensor([[float(obs)] for obs in values]))[1]
+    estimates = agent(torch.tensor([[float(obs)] for obs in values]))[1] * agent.return_statistics.rms()
     assert estimates.tolist() == pytest.approx(list(values.values()), rel=0.02)
 
 
@@ -690,11 +858,11 @@ def test_probe_7_a_continuous_action():
     agent, _, calls = work(*PROBE, "Target-v0")
     assert agent(torch.zeros(1, 1))[0].item() == pytest.approx(0.25, abs=0.1)
     actions = torch.cat([call["actions"] for call in calls])
-    assert actions.shape == (600, 1) and actions.dtype == torch.float32
+    assert actions.shape == (400, 1) and actions.dtype == torch.float32
     assert actions.abs().max() > 1  # the log-probabilities are those of the actions as drawn, before clipping
 
 
 def test_probe_8_the_lstm_remembers():
-    flags = [*PROBE, *"Memory-v0 --lstm --rmsprop-eps 0.001 --total-timesteps 1200".split()]
+    flags = [*PROBE, *"Memory-v0 --lstm --rmsprop-eps 0.001 --total-timesteps 800".split()]
     agent, _, _ = work(*flags)
     assert a3c.evaluate(agent, quick(*flags), 20) == [1.0] * 20

@@ -395,7 +395,7 @@ def test_updates_and_copies_to_the_target_network(monkeypatch, sizes):
     assert not records
 
 
-ADAM_EPS = 1.5e-4
+ADAM_EPS = 1e-8
 
 
 def test_the_step_size_is_constant_without_annealing(monkeypatch):

@@ -34,21 +34,50 @@ def quick(*flags):
 
 
 def recorded(*flags):
-    """Run train -> one namespace per update (rollout, step size, Adam's state), the agent, and history."""
-    calls, original = [], paac_gpu.update
+    """Run train -> one namespace per update (rollout, step size, Adam's state, ...), the agent, and history."""
+    calls, passes, original, forward = [], [], paac_gpu.update, paac_gpu.ActorCritic.forward
 
-    def update(agent, optimizer, observations, *arrays_and_args):
-        arrays = [observations.cpu().numpy(), *arrays_and_args[:-1]]
+    def seen(agent, obs):
+        """In place of the network's forward pass: notes what goes in and comes out."""
+        result = forward(agent, obs)
+        passes.append([x.detach().cpu().numpy().copy() for x in (obs, *result)] + [obs.device.type])
+        return result
+
+    def update(agent, optimizer, output, values, *arrays_and_args):
+        num_steps = len(arrays_and_args[0])
+        batched = passes[-1][0].ndim > passes[0][0].ndim  # one pass over the rollout, after one per step
+        rows = passes[-num_steps - 1 :]
+        if batched:
+            observations = passes[-1][0]
+            assert all(np.array_equal(row[0], obs) for row, obs in zip(rows[:-1], observations[:-1], strict=True))
+        else:
+            observations = np.stack([row[0] for row in rows])
+        for k, learned in enumerate((output, values), 1):  # what learns is what acted, also where it is computed again
+            acted = np.stack([row[k] for row in rows[:num_steps]])
+            tolerance = 1e-5 if learned.device.type == "cpu" else 1e-2  # GPUs round convolutions to 10 bits
+            np.testing.assert_allclose(learned.detach().cpu()[:-1], acted, rtol=0, atol=tolerance)
+        arrays = [observations, *arrays_and_args[:-1]]
         call = {name: array.copy() for name, array in zip(ROLLOUT, arrays, strict=True)}
-        call |= {"lr": optimizer.param_groups[0]["lr"], "defaults": optimizer.defaults}
+        call |= {"lr": optimizer.param_groups[0]["lr"], "defaults": optimizer.defaults, "batched": batched}
         call |= {"adam_steps": {int(state["step"]) for state in optimizer.state.values() if "step" in state}}
-        call |= {"device": observations.device.type, "noise_seed": torch.initial_seed()}
+        call |= {"device": passes[-1][-1], "noise_seed": torch.initial_seed()}
+        call |= {"statistics": buffers(agent), "rms": agent.return_statistics.rms()}
         calls.append(SimpleNamespace(**call))
-        return original(agent, optimizer, observations, *arrays_and_args)
+        passes.clear()
+        metrics = original(agent, optimizer, output, values, *arrays_and_args)
+        if len(calls) <= 2:  # megabytes each
+            calls[-1].gradient = torch.cat([p.grad.flatten() for p in agent.parameters()]).cpu()
+        return metrics
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paac_gpu, "update", update)
+        patch.setattr(paac_gpu.ActorCritic, "forward", seen)
         return calls, *paac_gpu.train(quick(*flags))
+
+
+def buffers(agent):
+    """Return copies of an agent's statistics, arrays by name."""
+    return {name: buffer.cpu().numpy().copy() for name, buffer in agent.named_buffers()}
 
 
 # One update
@@ -67,20 +96,24 @@ def test_an_update_is_the_one_of_a2c(space):
     rollout = actions, rewards, terminations, dones, is_transition
     flags = "--gamma 0.9 --gae-lambda 0.8 --vf-coef 0.4 --ent-coef 0.1 --max-grad-norm 0.5".split()
     torch.manual_seed(0)
-    ours, theirs = paac_gpu.ActorCritic(Box(-1, 1, (2,)), space, "nips"), a2c.ActorCritic(Box(-1, 1, (2,)), space)
+    ours = paac_gpu.ActorCritic(Box(-1, 1, (2,)), space, "nips")
+    torch.manual_seed(0)
+    theirs = a2c.ActorCritic(Box(-1, 1, (2,)), space)
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
     for p in ours.parameters():
         torch.nn.init.normal_(p, std=0.3)
+    ours.obs_statistics.update(observations[0] * 0.1 + 0.5)
     theirs.load_state_dict(ours.state_dict())
-    start = ours.body[0].weight.detach().clone()
+    start = ours.actor[0].weight.detach().clone()
     optimizer, reference = (torch.optim.SGD(agent.parameters(), lr=0.1) for agent in (ours, theirs))
     for _ in range(3):
-        metrics = paac_gpu.update(ours, optimizer, torch.tensor(observations), *rollout, quick(*flags))
+        metrics = paac_gpu.update(ours, optimizer, *ours(torch.tensor(observations)), *rollout, quick(*flags))
         expected = a2c.update(theirs, reference, observations, *rollout, a2c.parse_args(flags))
         assert expected["losses/grad_norm"] > 0.5, "the rollout must exercise the clipping"
         torch.testing.assert_close(metrics, expected)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q)
-    assert (ours.body[0].weight - start).abs().max() > 1e-3
+    assert (ours.actor[0].weight - start).abs().max() > 1e-3
 
 
 # Networks
@@ -94,7 +127,7 @@ def test_an_update_is_the_one_of_a2c(space):
     ],
 )
 def test_networks_for_frames(network, shapes):
-    """Layers, initial weights, and the normalisation of frames, with one batch dimension or two."""
+    """Layers, initial weights, and the mean image that is subtracted, with one batch dimension or two."""
     torch.manual_seed(0)
     agent = paac_gpu.ActorCritic(FRAMES, Discrete(6), network)
     assert [tuple(p.shape) for p in agent.parameters() if p.ndim > 1] == shapes
@@ -105,9 +138,11 @@ def test_networks_for_frames(network, shapes):
         torch.testing.assert_close(rows @ rows.T, gain**2 * torch.eye(len(rows)), rtol=0, atol=1e-4)
         assert not bias.any()
     frames = torch.randint(256, (2, 3, 4, 84, 84), dtype=torch.uint8)
+    image = torch.rand(84, 84) * 255
+    agent.obs_statistics.mean.copy_(image)
     logits, values = agent(frames[0])
     assert logits.shape == (3, 6) and values.shape == (3,)
-    features = agent.body(frames[0] / 255 - frames[0].sum((2, 3), keepdim=True) / (255 * 84 * 84))
+    features = agent.body(torch.stack([frames[0, :, k] / 255 - image / 255 for k in range(4)], 1))
     torch.testing.assert_close((agent.actor(features), agent.critic(features)[:, 0]), (logits, values))
     torch.testing.assert_close(agent(frames[0].float()), (logits, values))  # as in evaluate
     all_logits, all_values = agent(frames)
@@ -127,7 +162,7 @@ def test_networks_for_frames(network, shapes):
 def test_rollouts_are_the_transitions_of_the_environment(mode):
     """Every row agrees with the scripted environment: last observations true, reset steps marked, nothing lost."""
     flags = f"--env-id Scripted-v0 --num-envs 2 --num-steps 5 --total-timesteps 200 --vectorization-mode {mode}"
-    calls, _, history = recorded(flags)
+    calls, _, history = recorded(flags, "--adam-beta1 0.8")
     assert len(calls) == 20
     for n in range(2):
         episode = t = 0
@@ -142,7 +177,7 @@ def test_rollouts_are_the_transitions_of_the_environment(mode):
                     continue
                 assert tuple(obs) == (episode, t) and tuple(next_obs) == (episode, t + 1)
                 t += 1
-                assert call.rewards[row, n] == 10 * episode + t
+                assert call.rewards[row, n] == pytest.approx(min((10 * episode + t) / call.rms, 10), rel=1e-5)
                 assert call.terminations[row, n] == (episode % 2 == 0 and t == 3)
                 resets = bool(call.dones[row, n])
                 assert resets == (t == (3, 4)[episode % 2])
@@ -151,7 +186,90 @@ def test_rollouts_are_the_transitions_of_the_environment(mode):
     assert [value for _, value in history] == [value for value in by_episode for _ in range(2)]
     assert [step for step, _ in history[:5]] == [6, 6, 16, 16, 24]  # 3 steps, reset, 4 steps, reset, 3 steps; 2 envs
     defaults = calls[0].defaults
-    assert (defaults["betas"], defaults["eps"]) == ((0.9, 0.999), 1e-5)
+    assert (defaults["betas"], defaults["eps"]) == ((0.8, 0.999), 1e-5)
+
+
+def test_statistics_are_those_of_all_transitions_so_far():
+    """Reset steps are left out; running returns cross the ends of rollouts; rewards are divided by their rms."""
+    flags = "--env-id Scripted-v0 --num-envs 2 --num-steps 5 --total-timesteps 200 --gamma 0.9"
+    calls, agent, _ = recorded(flags)
+    rows = probes.scripted_rows(100, 0.9)  # the same in both environments
+    statistics = [*(call.statistics for call in calls), buffers(agent)]
+    for k in range(1, 21):
+        observations, _, returns = (np.array(x) for x in zip(*filter(None, rows[: 5 * k]), strict=True))
+        moments = [2 * len(returns), observations.mean(0), observations.var(0)]
+        moments += [2 * len(returns), returns.mean(), returns.var()]
+        for name, value in zip(statistics[k], moments, strict=True):
+            np.testing.assert_allclose(statistics[k][name], value, rtol=1e-5, err_msg=name)
+        if k < 20:
+            rewards = [row[1] if row else 0 for row in rows[5 * k : 5 * k + 5]]
+            expected = np.array(rewards) / np.sqrt(np.square(returns).mean())
+            np.testing.assert_allclose(calls[k].rewards, expected[:, None].repeat(2, 1), rtol=1e-5)
+    np.testing.assert_array_equal(calls[0].rewards, [[1, 1], [2, 2], [3, 3], [0, 0], [10, 10]])  # limited
+
+
+class Frames(gym.Env):
+    """Frames of noise, brighter from left to right; rewards of -10, 0 and 10; episodes of a few steps."""
+
+    observation_space, action_space = FRAMES, Discrete(6)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.frames(), {}
+
+    def step(self, action):
+        terminated, truncated = self.np_random.random(2) < 0.2
+        return self.frames(), 10.0 * self.np_random.integers(-1, 2), bool(terminated), bool(truncated), {}
+
+    def frames(self):
+        return self.np_random.integers(np.arange(1, 85) * 3, size=(4, 84, 84), dtype=np.uint8)
+
+
+@pytest.fixture
+def frames(monkeypatch):
+    """Flags for a game of a few Frames."""
+    make = lambda args, num_envs: gym.vector.SyncVectorEnv([Frames] * num_envs)  # noqa: E731
+    monkeypatch.setattr(paac_gpu, "make_atari", make)
+    return "--env-id ALE/Frames-v0 --num-envs 3 --num-steps 4"
+
+
+def test_the_mean_image(frames):
+    """It is that of the newest frames of all transitions so far; rewards are clipped to ±1 and not scaled."""
+    calls, agent, history = recorded(frames, "--network nips --total-timesteps 96 --learning-rate 1e-9")
+    newest = [call.observations[:-1][call.is_transition][:, 3] for call in calls]
+    for k, statistics in enumerate([*(call.statistics for call in calls[1:]), buffers(agent)], 1):
+        image = np.concatenate(newest[:k]).mean(0)
+        np.testing.assert_allclose(statistics["obs_statistics.mean"], image, rtol=1e-5)
+        assert statistics["obs_statistics.count"] == len(np.concatenate(newest[:k]))
+    assert sum(map(len, newest)) < 96 and len(history) > 10 and image.shape == (84, 84)
+    rewards = np.concatenate([call.rewards for call in calls])
+    assert set(np.unique(rewards)) == {-1, 0, 1} and max(abs(call.rms - 1) for call in calls) > 0.1
+    assert max(abs(value) for _, value in history) >= 10
+
+
+@pytest.mark.parametrize("network", ["nips", "nature"])
+def test_kept_graphs_and_one_pass_give_the_same_gradient(network, frames):
+    """With frames, a CPU keeps the graphs of acting; other devices, such as cpu:0 to the script, make a second pass."""
+    flags = f"{frames} --learning-rate 0 --max-grad-norm 1000 --total-timesteps 24 --ent-coef 0.1 --gae-lambda 0.9"
+    kept, agent, _ = recorded(flags, f"--network {network} --device cpu")
+    batched, other, _ = recorded(flags, f"--network {network} --device cpu:0")
+    assert [(a.batched, b.batched) for a, b in zip(kept, batched, strict=True)] == [(False, True)] * 2
+    for a, b in zip(kept, batched, strict=True):
+        assert all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ROLLOUT)
+        torch.testing.assert_close(a.gradient, b.gradient, rtol=0, atol=1e-6)
+        assert a.gradient.abs().max() > 0.1 and not a.is_transition.all()
+    assert all(np.array_equal(value, buffers(other)[name]) for name, value in buffers(agent).items())
+
+
+@pytest.mark.parametrize(("where", "value"), [("reward", "NaN"), ("observation", "NaN"), ("observation", "Infinity")])
+def test_values_that_are_not_finite_end_the_run(where, value, tmp_path):
+    """With one line, and before they reach the weights or the statistics of the checkpoint."""
+    flags = f'--env-id NotFinite-v0 --num-envs 2 --num-steps 8 --total-timesteps 900 --env-kwargs {{"{where}":{value}}}'
+    with pytest.raises(paac_gpu.RunError, match=r"^[^\n]* is not finite[^\n]*$"):
+        paac_gpu.train(quick(flags))
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    checkpoint = torch.load(path)
+    assert all(x.isfinite().all() for x in checkpoint["agent"].values()) and 100 < checkpoint["global_step"] < 150
 
 
 def test_a_rollout_of_reset_steps_only_is_skipped():
@@ -167,7 +285,8 @@ def test_a_rollout_of_reset_steps_only_is_skipped():
 def test_actions_are_those_that_were_played(env_id, reward):
     """Rewards reveal the actions; those of update are as drawn, neither rescaled nor clipped, and new in each step."""
     calls, *_ = recorded("--env-id", env_id)
-    actions, rewards = (np.concatenate([getattr(c, x)[c.is_transition] for c in calls]) for x in ("actions", "rewards"))
+    actions = np.concatenate([call.actions[call.is_transition] for call in calls])
+    rewards = np.concatenate([call.rewards[call.is_transition] * call.rms for call in calls])
     np.testing.assert_allclose(rewards, reward(actions), rtol=0, atol=1e-6)
     if env_id == "Target-v0":
         assert actions.dtype == np.float32 and np.abs(actions).max() > 1
@@ -175,11 +294,13 @@ def test_actions_are_those_that_were_played(env_id, reward):
 
 
 def test_a_resumed_run_continues(tmp_path):
-    """Step size and Adam's state continue; noise and episodes are new."""
+    """Step size, Adam's state and the statistics continue; noise and episodes are new."""
     flags = "--learning-rate 0.1 --num-envs 4 --num-steps 64"
-    calls, *_ = recorded(flags)
+    calls, agent, _ = recorded(flags)
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     more, *_ = recorded("--num-envs 4 --num-steps 64", f"--resume {path} --total-timesteps 2048")
+    for name, value in more[0].statistics.items():
+        assert np.array_equal(value, buffers(agent)[name]) and value.any()
     assert [call.lr for call in calls] == pytest.approx([0.1, 0.075, 0.05, 0.025])
     assert [call.lr for call in more] == pytest.approx([0.05, 0.0375, 0.025, 0.0125])
     assert [call.adam_steps for call in (calls[0], calls[1], more[0])] == [set(), {1}, {4}]
@@ -194,14 +315,15 @@ def test_a_resumed_run_continues(tmp_path):
 def test_atari_rollouts(device):
     """Frames stay uint8 and are on the device; rewards are clipped for learning and logged as the game gives them."""
     flags = f"--env-id ALE/Qbert-v5 --num-envs 2 --num-steps 8 --total-timesteps 720 --device {device}"
-    calls, agent, history = recorded(flags, f"--network nature --eval-episodes {int(device == 'cuda')}")
+    calls, agent, history = recorded(flags, f"--network nips --eval-episodes {int(device == 'cuda')}")
     assert agent.body[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert agent.body[0].weight.device.type == calls[0].device == device and agent.actor.in_features == 512
+    assert agent.body[0].weight.device.type == calls[0].device == device and agent.actor.in_features == 256
     observations = calls[0].observations
     assert observations.dtype == np.uint8 and observations.shape == (9, 2, 4, 84, 84) and observations.max() > 100
     assert all(np.array_equal(a.observations[-1], b.observations[0]) for a, b in itertools.pairwise(calls))
     rewards = np.concatenate([call.rewards for call in calls])
-    assert set(np.unique(rewards)) == {0.0, 1.0}
+    assert set(np.unique(rewards)) == {0.0, 1.0} and abs(calls[-1].rms - 1) > 0.1  # not scaled
+    assert {call.batched for call in calls} == {device == "cuda"}
     assert history and all(value >= 25 and value % 25 == 0 for _, value in history)  # 25 points per cube
 
 
@@ -224,7 +346,7 @@ def test_a_lost_life_is_terminal_for_the_values_alone(on, monkeypatch):
 
     monkeypatch.setattr(paac_gpu, "make_atari", spied)
     flag = "--terminal-on-life-loss" if on else "--no-terminal-on-life-loss"
-    flags = "--env-id ALE/Breakout-v5 --network nips --num-envs 2 --num-steps 32 --total-timesteps 1280"
+    flags = "--env-id ALE/Breakout-v5 --network nips --num-envs 2 --num-steps 32 --total-timesteps 960"
     calls, _, history = recorded(flags, flag)
     terminations, dones, is_transition = (np.concatenate([getattr(c, x) for c in calls]) for x in ROLLOUT[3:])
     games_end, lives = (np.array(x) for x in zip(*played, strict=True))
@@ -321,7 +443,7 @@ def test_signals_end_the_processes_of_environments(signum, tmp_path):
 def test_an_error_in_the_process_of_an_environment_is_raised(tmp_path):
     warning = pytest.warns(UserWarning, match="Received the following error from Worker")
     with warning, pytest.raises(ZeroDivisionError, match="by its\nstep"):
-        paac_gpu.train(quick("--env-id Crash-v0 --vectorization-mode async --total-timesteps 20000"))
+        paac_gpu.train(quick("--env-id Crash-v0 --vectorization-mode async --num-envs 2 --total-timesteps 20000"))
     assert list(tmp_path.glob("runs/*/checkpoint.pt"))
 
 
@@ -354,6 +476,7 @@ class Dice(gym.Env):
 
 gym.register("Dice-v0", Dice)
 RANKS = "--env-id Dice-v0 --num-envs 2 --num-steps 1 --total-timesteps 240 --log-interval 238 --learning-rate 1"
+RANKS += " --gamma 0.9 --max-grad-norm 0.5"
 
 
 def run_rank():
@@ -380,7 +503,7 @@ def run_rank():
 
 
 def test_two_ranks_learn_as_one_process_with_the_rollouts_of_both(tmp_path):
-    """Also from rollouts of reset steps only, on one rank or on both; SIGTERM leaves the one checkpoint."""
+    """The statistics are the first rank's. Some rollouts are reset steps only; SIGTERM leaves the one checkpoint."""
     command = "-m torch.distributed.run --standalone --nproc-per-node 2 --no-python".split()
     process = subprocess.Popen(
         [sys.executable, *command, sys.executable, "-c", "import test_paac_gpu; test_paac_gpu.run_rank()"],
@@ -409,15 +532,31 @@ def test_two_ranks_learn_as_one_process_with_the_rollouts_of_both(tmp_path):
     assert history != other_history and min(len(history), len(other_history)) > 30 and history[-1][0] > 220
     torch.manual_seed(1)
     agent = paac_gpu.ActorCritic(Dice.observation_space, Dice.action_space, "nips")
-    args, start = quick(RANKS), agent.body[0].weight.detach().clone()
+    args, start = quick(RANKS), agent.actor[0].weight.detach().clone()
     optimizer = torch.optim.SGD(agent.parameters(), lr=1.0)
+    seen, returns, running_return = np.zeros((0, 3)), np.zeros(0), np.zeros(2)  # of the first rank
     for step, (a, b) in enumerate(pairs):
+        if len(seen):
+            agent.obs_statistics.mean.copy_(torch.tensor(seen.mean(0)))
+            agent.obs_statistics.var.copy_(torch.tensor(seen.var(0)))
+        rms = np.sqrt(np.square(returns).mean()) if len(returns) else 1.0
+        for x in (a, b):  # Dice's rewards
+            rewards = (x.observations[1:, :, 0] + x.actions) * x.is_transition
+            np.testing.assert_allclose(x.rewards, rewards / rms, rtol=0, atol=1e-5)
         observations, *rollout = (np.concatenate([getattr(x, name) for x in (a, b)], 1) for name in ROLLOUT)
         optimizer.param_groups[0]["lr"] = 1 - step / 60
         if rollout[-1].any():
-            paac_gpu.update(agent, optimizer, torch.tensor(observations), *rollout, args)
-    assert len(calls) == 60 and (agent.body[0].weight - start).abs().max() > 1e-2
-    for name, p in agent.state_dict().items():
+            paac_gpu.update(agent, optimizer, *agent(torch.tensor(observations)), *rollout, args)
+        played = a.is_transition[0]  # the other environments only reset
+        running_return = (a.observations[1, :, 0] + a.actions[0] + 0.9 * running_return) * played
+        seen = np.concatenate([seen, a.observations[0][played]])
+        returns = np.concatenate([returns, running_return[played]])
+    assert len(calls) == 60 and (agent.actor[0].weight - start).abs().max() > 1e-2
+    expected = agent.state_dict()  # the weights, and the statistics after the last update
+    for name, samples in (("obs_statistics", seen), ("return_statistics", returns)):
+        moments = {"count": float(len(samples)), "mean": samples.mean(0), "var": samples.var(0)}
+        expected |= {f"{name}.{key}": torch.as_tensor(value, dtype=torch.float32) for key, value in moments.items()}
+    for name, p in expected.items():
         assert torch.equal(weights[name], other_weights[name])
         torch.testing.assert_close(weights[name], p, rtol=0, atol=1e-5)
     assert averages == other_averages == [[[value]] * 10 for value in (2.0, 5.0, 0.0)]
@@ -443,8 +582,8 @@ def test_each_rank_has_a_gpu(device, chosen, monkeypatch):
 
 def learn(env_id, flags=""):
     """Train on a probe -> agent, history."""
-    probe = "--num-envs 8 --num-steps 8 --learning-rate 0.01 --gamma 0.9 --gae-lambda 1 --total-timesteps 6000"
-    return paac_gpu.train(quick(probe, "--env-id", env_id, flags))
+    probe = "--num-envs 16 --num-steps 4 --learning-rate 0.01 --adam-beta1 0.9 --gamma 0.9 --gae-lambda 1"
+    return paac_gpu.train(quick(probe, "--max-grad-norm 3 --total-timesteps 4000 --env-id", env_id, flags))
 
 
 @pytest.mark.parametrize(
@@ -460,7 +599,8 @@ def learn(env_id, flags=""):
 def test_probes_1_2_3_6_values(env_id, flags, values):
     agent, _ = learn(env_id, flags)
     for obs, value in values.items():
-        assert agent(torch.tensor([[float(obs)]]))[1].item() == pytest.approx(value, rel=0.05)
+        scale = agent.return_statistics.rms()  # V is in units of it
+        assert agent(torch.tensor([[float(obs)]]))[1].item() * scale == pytest.approx(value, rel=0.05)
 
 
 @pytest.mark.parametrize("env_id", ["ActionReward-v0", "ObservationActionReward-v0"])

@@ -1,5 +1,6 @@
 """Test reinforce.py: its equations against independent definitions, the gradient of a small MDP, training, probes."""
 
+import copy
 import functools
 import math
 
@@ -252,7 +253,8 @@ def test_actions_are_drawn_from_the_policy_that_is_scored(space):
 def test_an_update_is_the_gradient_written_out_by_hand(psi, space):
     """Episodes of 6, 3 and 4 steps, two of them truncated; the rows after their ends are NaN and must be ignored."""
     torch.manual_seed(2)
-    args = quick("--num-envs", "3", "--psi", psi, "--elite-fraction", "0.5", "--gamma", "0.95", "--ent-coef", "0.02")
+    flags = f"--num-envs 3 --psi {psi} --elite-fraction 0.5 --gamma 0.95 --ent-coef 0.02 --value-steps 1"
+    args = quick(*flags.split())
     agent = reinforce.ActorCritic(Box(-1, 1, (2,)), space).double()
     if not agent.discrete:
         agent.log_std.data = torch.tensor([-0.5, 0.3]).double()
@@ -289,20 +291,44 @@ def test_an_update_is_the_gradient_written_out_by_hand(psi, space):
         errors = [g - values[step].item() for step, g in returns.items()]
         expected["losses/value_loss"] = value_loss.item()
         expected["losses/explained_variance"] = 1 - np.var(errors) / np.var(list(returns.values()))
-    loss = policy_loss - 0.02 * entropies / envs + (value_loss if psi == "value_baseline" else 0.0)
+    loss = policy_loss - 0.02 * entropies / envs
     parameters = list(agent.parameters())
-    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True, retain_graph=True)
     expected["losses/grad_norm"] = sum((g**2).sum() for g in gradients).sqrt().item()
+    loss = loss + (value_loss if psi == "value_baseline" else 0.0)
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
 
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.SGD(parameters, lr=1.0)  # its step is the gradient
     for p in parameters:
-        p.grad = torch.ones_like(p) if psi == "value_baseline" else None  # left by an earlier step
+        p.grad = torch.ones_like(p)  # left by an earlier step
     batch = observations, actions, rewards, truncations, is_transition
     metrics = reinforce.update(agent, optimizer, *batch, args)
     assert {k: x.item() for k, x in metrics.items()} == pytest.approx(expected, 1e-5)
     for p, old, gradient in zip(parameters, before, gradients, strict=True):
         torch.testing.assert_close(old - p.detach(), gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_steps_on_v_are_those_of_a_regression_on_g():
+    """Adam steps on the mean square error; none of them moves π, although Adam's momentum is not 0."""
+    torch.manual_seed(3)
+    args = quick("--gamma", "0.9", "--value-steps", "4")
+    agent = reinforce.ActorCritic(Box(-1, 1, (2,)), Discrete(2))
+    critic, obs = copy.deepcopy(agent.critic), torch.randn(4, 1, 2)
+    rewards, yes = np.array([[1.0], [-2.0], [3.0]], np.float32), np.ones((3, 1), bool)
+    returns = torch.tensor([1 - 0.9 * 2 + 0.81 * 3, -2 + 0.9 * 3, 3.0])
+    regression = torch.optim.Adam(critic.parameters(), lr=0.01)
+    for _ in range(4):
+        loss = (critic(obs[:3, 0])[:, 0] - returns).square().sum() / 3
+        regression.zero_grad()
+        loss.backward()
+        regression.step()
+    optimizer = torch.optim.Adam(agent.parameters(), lr=0.01)
+    metrics = reinforce.update(agent, optimizer, obs.numpy(), np.zeros((3, 1), int), rewards, ~yes, yes, args)
+    assert metrics["losses/value_loss"].item() == pytest.approx(loss.item(), rel=1e-5)  # before the last step
+    for p, q in zip(agent.critic.parameters(), critic.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    assert {int(optimizer.state[p]["step"]) for p in agent.actor.parameters()} == {1}
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight():
@@ -340,10 +366,9 @@ def recorded(monkeypatch, *flags):
 def check_uneven(start, total, num_envs, history, updates, logs):
     """Check a recorded run on Uneven against the known course of its episodes -> the step at which it stops."""
     expected, lengths_seen, expected_logs, run_start = [], [], [], start
-    defaults = reinforce.parse_args([])
-    learning_rates = np.array([defaults.learning_rate, defaults.value_learning_rate])
+    learning_rate = reinforce.parse_args([]).learning_rate
     for observations, actions, rewards, truncations, is_transition, rates in updates:
-        assert start < total and np.allclose(rates, learning_rates * (1 - start / total))
+        assert start < total and np.allclose(rates, [learning_rate * (1 - start / total)])
         lengths, ends = observations[0, :, :2].astype(int).T
         # The steps of the longest episode, or those until the end of training.
         steps = next(s for s in range(1, 7) if s == lengths.max() or start + np.minimum(lengths, s).sum() >= total)
@@ -383,37 +408,66 @@ def test_every_batch_of_a_run_and_of_its_resumption(num_envs, total, monkeypatch
         assert len(set(batches)) > min(5, len(batches) - 1)
 
 
-def test_without_annealing_the_learning_rates_are_constant_and_those_of_the_flags(monkeypatch, tmp_path):
-    """Also in a resumed run, whose optimizer comes with the learning rates of the checkpoint."""
+def test_without_annealing_the_learning_rate_is_constant_and_that_of_the_flag(monkeypatch, tmp_path):
+    """Also in a resumed run, whose optimizer comes with the learning rate of the checkpoint."""
     flags = "--env-id ConstantReward-v0 --total-timesteps 12 --no-anneal-lr".split()
-    _, _, updates, _, _ = recorded(monkeypatch, *flags, "--learning-rate", "0.5", "--value-learning-rate", "0.25")
-    assert [rates for *_, rates in updates] == [[0.5, 0.25]] * 3
+    _, _, updates, _, _ = recorded(monkeypatch, *flags, "--learning-rate", "0.5")
+    assert [rates for *_, rates in updates] == [[0.5]] * 3
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     flags = ["--resume", str(path), "--total-timesteps", "20", "--learning-rate", "0.125"]
     _, _, updates, _, _ = recorded(monkeypatch, *flags)
-    assert [rates for *_, rates in updates] == [[0.125, 0.25]] * 2
+    assert [rates for *_, rates in updates] == [[0.125]] * 2
 
 
 def test_continuous_actions_are_clipped_only_for_the_environment(monkeypatch):
     """Target is learned; it asserts that actions are inside its Box."""
-    flags = "--env-id Target-v0 --num-envs 32 --total-timesteps 4000".split()
+    flags = "--env-id Target-v0 --num-envs 32 --total-timesteps 8000".split()
     agent, _, updates, _, optimizer = recorded(monkeypatch, *PROBE, *flags)
     actions = np.concatenate([actions[is_transition] for _, actions, _, _, is_transition, _ in updates])
     assert actions.shape[1:] == (1,) and actions.dtype == np.float32
     assert np.abs(actions).max() > 2  # log-probabilities belong to the actions as they were sampled
     assert agent(torch.zeros(1))[0].item() == pytest.approx(0.25, abs=0.1)  # [-1, 1] is rescaled to [-2, 2]
     assert agent.log_std < -0.1
-    policy, critic = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
-    assert policy == {id(p) for p in (*agent.actor.parameters(), agent.log_std)}
-    assert critic == {id(p) for p in agent.critic.parameters()}
-    assert optimizer.defaults["betas"] == (0.0, 0.999) and optimizer.defaults["eps"] == 1e-5  # no momentum
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in agent.parameters()}
+    assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-8
+
+
+def test_observations_are_normalized_by_the_statistics_of_all_transitions(monkeypatch, tmp_path):
+    """Not of reset steps or of finished environments; a checkpoint, a resumed run and the evaluation have them."""
+    flags = "--env-id Uneven-v0 --num-envs 3 --total-timesteps".split()
+    agent, _, updates, _, _ = recorded(monkeypatch, *flags, "60")
+    seen = np.concatenate([observations[:-1][is_transition] for observations, *_, is_transition, _ in updates])
+    mean, var = seen.mean(0), seen.var(0)
+    assert np.allclose(agent.obs_statistics.mean, mean, rtol=1e-5) and np.allclose(agent.obs_statistics.var, var, 1e-5)
+    obs = np.array([[6.0, 0.0, 3.0], [1.0, 2.0, 1e9]], np.float32)
+    normalized = torch.tensor(np.clip((obs - mean) / np.sqrt(var), -10, 10), dtype=torch.float32)
+    for output, network in zip(agent(torch.tensor(obs)), (agent.actor, agent.critic), strict=True):
+        torch.testing.assert_close(output.flatten(), network(normalized).flatten(), rtol=1e-4, atol=1e-5)
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    resumed, _ = reinforce.train(quick("--resume", str(path), "--total-timesteps", "60"))  # nothing is left to train
+    assert torch.equal(resumed.obs_statistics.mean, agent.obs_statistics.mean)
+    assert int(resumed.obs_statistics.count) == len(seen)
+
+
+def test_acting_and_learning_use_the_same_statistics(monkeypatch):
+    """The outputs that acted are those in the update: with a step size of 0 only the statistics could differ."""
+    acted, learned, forward = [], [], reinforce.ActorCritic.forward
+    sample = reinforce.ActorCritic.sample
+    monkeypatch.setattr(reinforce.ActorCritic, "sample", lambda self, x: acted.append(x.clone()) or sample(self, x))
+    monkeypatch.setattr(
+        reinforce.ActorCritic, "forward", lambda self, x: learned.append(out := forward(self, x)) or out
+    )
+    reinforce.train(quick(*"--env-id Uneven-v0 --num-envs 1 --total-timesteps 40 --psi reward_to_go".split()))
+    outputs = torch.cat([output.detach() for output, _ in learned])  # a row per step: one environment has no idle steps
+    assert len(learned) > 5
+    torch.testing.assert_close(outputs, torch.cat(acted), rtol=1e-5, atol=1e-6)
 
 
 def test_other_seeds_have_other_episodes_and_a_resumed_run_has_other_noise(monkeypatch, tmp_path):
     flags = "--env-id Acrobot-v1 --total-timesteps 1 --seed".split()
     one, two = (recorded(monkeypatch, *flags, seed)[2][0][0][0] for seed in "12")  # the first observations
     assert not {*map(tuple, one)} & {*map(tuple, two)}
-    flags = "--env-id ConstantReward-v0 --num-envs 64 --learning-rate 0 --value-learning-rate 0".split()
+    flags = "--env-id ConstantReward-v0 --num-envs 64 --learning-rate 0".split()
     one = recorded(monkeypatch, *flags, "--total-timesteps", "1")[2][0][1]
     (path,) = tmp_path.glob("runs/ConstantReward*/checkpoint.pt")
     two = recorded(monkeypatch, *flags, "--resume", str(path))[2][0][1]
@@ -453,7 +507,7 @@ def test_unsupported_environments(name, tmp_path):
 
 # Probe environments
 
-PROBE = "--num-envs 16 --total-timesteps 1600 --learning-rate 0.02 --value-learning-rate 0.02 --gamma 0.9".split()
+PROBE = "--num-envs 16 --total-timesteps 1600 --learning-rate 0.02 --gamma 0.9".split()
 
 
 def learn(env_id, *flags):
