@@ -303,18 +303,19 @@ A2C = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in EQUAL.it
 A2C += " --log-interval 125000"  # one checkpoint, as the peer writes none
 PSI = "--psi reward_to_go"
 PAAC = "--num-envs 32 --num-steps 5 --device cpu"
+NIPS = f"{PAAC} --network nips"
 equal_a2c = functools.partial(sb3_a2c, equal=True)
 CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
     ("Q-learning, Taxi-v4", "environment alone"): ("tabular_q", "", 200_000, taxi_alone),
-    ("REINFORCE, 64 environments", "minimalRL"): ("reinforce", PSI, 40_000, minimal_reinforce),
+    ("REINFORCE, 64 environments", "minimalRL"): ("reinforce", f"{PSI} --num-envs 64", 40_000, minimal_reinforce),
     ("REINFORCE, 1 environment", "minimalRL"): ("reinforce", f"{PSI} --num-envs 1", 40_000, minimal_reinforce),
     ("DQN, CleanRL's settings", "CleanRL"): ("dqn", AS_CLEANRL, 100_000, cleanrl_dqn),
     ("A2C, equal settings, 8 environments", "Stable-Baselines3"): ("a2c", A2C, 125_000, equal_a2c),
-    ("A3C, 1 worker, updates of 20 steps", "minimalRL"): ("a3c", "--num-workers 1", 30_000, minimal_a3c),
+    ("A3C, 1 worker, updates of 20 steps", "minimalRL"): ("a3c", "--num-workers 1 --num-steps 20", 30_000, minimal_a3c),
     ("A3C, 1 worker, updates of 5 steps", "minimalRL"): ("a3c", "--num-workers 1 --num-steps 5", 30_000, minimal_a3c),
     ("PAAC, Pong, equal network", "Stable-Baselines3"): ("paac_gpu", f"{PAAC} --network nature", 16_000, sb3_pong),
-    ("PAAC, Pong, default network", "Stable-Baselines3"): ("paac_gpu", PAAC, 16_000, sb3_pong),
-    ("PAAC, Pong, default network", "emulators alone"): ("paac_gpu", PAAC, 16_000, pong_alone),
+    ("PAAC, Pong, nips network", "Stable-Baselines3"): ("paac_gpu", NIPS, 16_000, sb3_pong),
+    ("PAAC, Pong, nips network", "emulators alone"): ("paac_gpu", NIPS, 16_000, pong_alone),
 }
 
 
