@@ -18,7 +18,7 @@ Departs  Adam instead of RMSProp, its step size annealed; several environments, 
          clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
-Result   greedy return 469.9 ± 90.3 (10 seeds, 9 of them 500.0)
+Result   greedy return 492.1 ± 19.8 (10 seeds)
 """
 
 import argparse
