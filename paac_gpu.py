@@ -289,7 +289,7 @@ def train(args):
     lives = infos.get("lives", 0)  # Atari's
     run, folder = start_run(args, run_id) if rank == 0 else (None, None)
     # For frames, a CPU keeps the autograd graphs of acting: a forward pass over the whole rollout, which does not fit
-    # into its caches, would take a third of the time. A GPU is several times faster on one large batch.
+    # into its caches, would take a third of the time. A GPU prefers one large batch to num_steps small ones.
     keep_graph = agent.image and args.device == "cpu"
     start_time = time.perf_counter()
 

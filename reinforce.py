@@ -208,7 +208,7 @@ def update(agent, optimizer, observations, actions, rewards, truncations, is_tra
         batch = agent.normalize(batch)
         for _ in range(args.value_steps):
             value_loss = (returns - agent.critic(batch).squeeze(-1)).square().mean()
-            optimizer.zero_grad()  # π has no gradient then, and Adam leaves it alone
+            optimizer.zero_grad()  # π's gradients are None from here on, so that Adam skips π
             value_loss.backward()
             optimizer.step()
         metrics |= {"losses/value_loss": value_loss, "losses/explained_variance": explained_variance}
