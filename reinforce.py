@@ -13,9 +13,10 @@ Update   L = -1/N Σ_episodes Σ_t [Ψ_t log π(a_t|s_t) + ent_coef H(π(·|s_t)
 Bias     With ent_coef 0, -∇L is on average the gradient of E[G_0] for total_return and, if γ = 1 and no episode is
          truncated, for reward_to_go and value_baseline. mean_baseline has a bias of O(1/N), because the episode is
          part of the mean. elite follows another objective.
-Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam; observations are normalized by their running mean and variance. An
-         episode that is truncated, by a time limit or the end of training, ends there; only value_baseline bootstraps,
-         from V(last observation)
+Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam. For the first value_warmup steps value_baseline trains V alone: with
+         an untrained V, Ψ mostly has the sign of the rewards. Observations are normalized by their running mean and
+         variance; the unit of V is the running root mean square of G. An episode that is truncated, by a time limit or
+         the end of training, ends there; only value_baseline bootstraps, from V(last observation)
 Run      python reinforce.py    python reinforce.py --psi elite
 Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -52,18 +53,19 @@ def parse_args(argv=None):
     choices = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
     add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
-    add("--total-timesteps", type=number(int, 1), default=400_000, help="environment steps, summed over environments")
+    add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel: N episodes per update")
     add("--psi", default="value_baseline", choices=choices, help="Ψ_t, what multiplies ∇log π(a_t|s_t)")
     add("--elite-fraction", type=number(float, 0, 1), default=0.25, help="for --psi elite: fraction of episodes kept")
     add("--value-steps", type=number(int, 1), default=10, help="for --psi value_baseline: steps on V per batch")
+    add("--value-warmup", type=number(int, 0), default=10_000, help="for value_baseline: steps that train V, but not π")
     add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
-    add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
+    add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
@@ -105,6 +107,10 @@ class RunningStatistics(nn.Module):
         self.mean += weight * delta
         self.var += weight * (samples.var(0, correction=0) + (1 - weight) * delta.square() - self.var)
 
+    def rms(self):
+        """Return the root mean square of all samples, a float above 0."""
+        return (self.mean.square() + self.var + 1e-8).sqrt().item()
+
 
 class ActorCritic(nn.Module):
     """π(a|s) and V(s), separate networks; π is categorical for discrete actions, normal for continuous ones."""
@@ -122,6 +128,7 @@ class ActorCritic(nn.Module):
         self.critic = mlp(1)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
         self.obs_statistics = RunningStatistics(obs_space.shape)
+        self.return_statistics = RunningStatistics(())  # of G: its root mean square is the unit of V
 
     def forward(self, obs):
         """(..., obs_dim) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
@@ -189,11 +196,13 @@ def update(agent, optimizer, observations, actions, rewards, truncations, is_tra
     to_tensor = partial(torch.as_tensor, device=args.device)
     batch = to_tensor(observations[:-1][is_transition])  # (batch, obs_dim)
     output, values = agent(batch)
+    scale = agent.return_statistics.rms()
     if args.psi == "value_baseline":  # a truncated episode would have continued
         _, last_values = agent(to_tensor(observations[1:][truncations]))
-        rewards[truncations] += args.gamma * last_values.detach().cpu().numpy()
+        rewards[truncations] += args.gamma * scale * last_values.detach().cpu().numpy()
     returns = discounted_returns(rewards, args.gamma)
-    weights = psi_weights(args.psi, returns, values.detach().cpu().numpy(), is_transition, args.elite_fraction)
+    baseline = scale * values.detach().cpu().numpy()
+    weights = psi_weights(args.psi, returns, baseline, is_transition, args.elite_fraction)
     actions, returns, weights = to_tensor(actions[is_transition]), to_tensor(returns[is_transition]), to_tensor(weights)
     log_prob, entropy = agent.log_prob_and_entropy(output, actions)
     loss, metrics = reinforce_loss(log_prob, entropy, weights, args.num_envs, args.ent_coef)
@@ -202,12 +211,15 @@ def update(agent, optimizer, observations, actions, rewards, truncations, is_tra
     grad_norm = nn.utils.get_total_norm([p.grad for p in agent.parameters() if p.grad is not None])
     if not grad_norm.isfinite():
         raise RunError(f"the gradient is not finite: lower --learning-rate, or look for NaN in {args.env_id}")
-    optimizer.step()
+    if args.psi != "value_baseline" or agent.return_statistics.count >= args.value_warmup:
+        optimizer.step()
     if args.psi == "value_baseline":
-        explained_variance = 1 - (returns - values).detach().var(correction=0) / returns.var(correction=0)
-        batch = agent.normalize(batch)
+        errors = returns - scale * values.detach()
+        explained_variance = 1 - errors.var(correction=0) / returns.var(correction=0)
+        agent.return_statistics.update(returns)
+        targets, batch = returns / agent.return_statistics.rms(), agent.normalize(batch)
         for _ in range(args.value_steps):
-            value_loss = (returns - agent.critic(batch).squeeze(-1)).square().mean()
+            value_loss = (targets - agent.critic(batch).squeeze(-1)).square().mean()
             optimizer.zero_grad()  # π's gradients are None from here on, so that Adam skips π
             value_loss.backward()
             optimizer.step()

@@ -51,7 +51,7 @@ gym.register("MatrixAction-v0", entry_point=MatrixAction)
 
 def quick(*flags):
     """Return the arguments of a very short run; later flags override earlier ones."""
-    flags = ["--total-timesteps", "1024", "--num-envs", "4", "--eval-episodes", "0", *flags]
+    flags = ["--total-timesteps", "1024", "--num-envs", "4", "--eval-episodes", "0", "--value-warmup", "0", *flags]
     return reinforce.parse_args(["--wandb-mode", "disabled", *flags])
 
 
@@ -249,13 +249,20 @@ def test_actions_are_drawn_from_the_policy_that_is_scored(space):
 
 
 @pytest.mark.parametrize("space", [Discrete(2), Box(-1, 1, (2,))], ids=["discrete", "continuous"])
-@pytest.mark.parametrize("psi", PSI)
-def test_an_update_is_the_gradient_written_out_by_hand(psi, space):
-    """Episodes of 6, 3 and 4 steps, two of them truncated; the rows after their ends are NaN and must be ignored."""
+@pytest.mark.parametrize("flags", [*PSI, "value_baseline --value-warmup 3", "value_baseline --value-warmup 4"])
+def test_an_update_is_the_gradient_written_out_by_hand(flags, space):
+    """Episodes of 6, 3 and 4 steps, two of them truncated; the rows after their ends are NaN and must be ignored.
+
+    V's unit is the root mean square of earlier returns; the targets of its step are in the unit that includes these.
+    With 3 earlier steps a warmup of 3 has ended, and one of 4 has not: π stays as it is.
+    """
     torch.manual_seed(2)
-    flags = f"--num-envs 3 --psi {psi} --elite-fraction 0.5 --gamma 0.95 --ent-coef 0.02 --value-steps 1"
+    psi = flags.split()[0]
+    flags = f"--psi {flags} --num-envs 3 --elite-fraction 0.5 --gamma 0.95 --ent-coef 0.02 --value-steps 1"
     args = quick(*flags.split())
     agent = reinforce.ActorCritic(Box(-1, 1, (2,)), space).double()
+    earlier = [2.0, -1.0, 4.0]
+    agent.return_statistics.update(earlier)
     if not agent.discrete:
         agent.log_std.data = torch.tensor([-0.5, 0.3]).double()
     lengths, is_truncated, steps, envs = np.array([6, 3, 4]), np.array([True, False, True]), 6, 3
@@ -269,10 +276,11 @@ def test_an_update_is_the_gradient_written_out_by_hand(psi, space):
     values = {(t, n): agent.critic(torch.as_tensor(observations[t, n]))[0] for t in range(steps + 1) for n in range(3)}
     returns = {}
     for n, length in enumerate(lengths):
-        later = values[length, n].item() if psi == "value_baseline" and is_truncated[n] else 0.0
+        later = values[length, n].item() * 7**0.5 if psi == "value_baseline" and is_truncated[n] else 0.0
         for t in reversed(range(length)):
             returns[t, n] = later = float(rewards[t, n]) + 0.95 * later
-    weights = weights_by_definition(psi, returns, {step: v.item() for step, v in values.items()}, 2)
+    weights = weights_by_definition(psi, returns, {step: v.item() * 7**0.5 for step, v in values.items()}, 2)
+    rms = np.sqrt(np.mean(np.square([*earlier, *returns.values()])))
     policy_loss = value_loss = entropies = 0.0
     for (t, n), weight in zip(returns, weights, strict=True):
         output, action = agent.actor(torch.as_tensor(observations[t, n])), torch.as_tensor(actions[t, n])
@@ -285,17 +293,18 @@ def test_an_update_is_the_gradient_written_out_by_hand(psi, space):
             entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
         policy_loss = policy_loss - weight * log_prob / envs
         entropies = entropies + entropy
-        value_loss = value_loss + (returns[t, n] - values[t, n]) ** 2 / len(returns)
+        value_loss = value_loss + (returns[t, n] / rms - values[t, n]) ** 2 / len(returns)
     expected = {"losses/policy_loss": policy_loss.item(), "losses/entropy": (entropies / len(returns)).item()}
     if psi == "value_baseline":
-        errors = [g - values[step].item() for step, g in returns.items()]
+        errors = [g - values[step].item() * 7**0.5 for step, g in returns.items()]
         expected["losses/value_loss"] = value_loss.item()
         expected["losses/explained_variance"] = 1 - np.var(errors) / np.var(list(returns.values()))
     loss = policy_loss - 0.02 * entropies / envs
     parameters = list(agent.parameters())
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True, retain_graph=True)
     expected["losses/grad_norm"] = sum((g**2).sum() for g in gradients).sqrt().item()
-    loss = loss + (value_loss if psi == "value_baseline" else 0.0)
+    if psi == "value_baseline":
+        loss = value_loss if "--value-warmup 4" in flags else loss + value_loss
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
 
     before = [p.detach().clone() for p in parameters]
@@ -317,6 +326,7 @@ def test_the_steps_on_v_are_those_of_a_regression_on_g():
     critic, obs = copy.deepcopy(agent.critic), torch.randn(4, 1, 2)
     rewards, yes = np.array([[1.0], [-2.0], [3.0]], np.float32), np.ones((3, 1), bool)
     returns = torch.tensor([1 - 0.9 * 2 + 0.81 * 3, -2 + 0.9 * 3, 3.0])
+    returns /= returns.square().mean().sqrt()
     regression = torch.optim.Adam(critic.parameters(), lr=0.01)
     for _ in range(4):
         loss = (critic(obs[:3, 0])[:, 0] - returns).square().sum() / 3
@@ -511,9 +521,9 @@ PROBE = "--num-envs 16 --total-timesteps 1600 --learning-rate 0.02 --gamma 0.9".
 
 
 def learn(env_id, *flags):
-    """Train on a probe -> the agent and a function that returns V of an observation."""
+    """Train on a probe -> the agent and a function that returns V of an observation, in units of rewards."""
     agent, _ = reinforce.train(quick(*PROBE, "--env-id", env_id, *flags))
-    return agent, lambda obs: agent(torch.tensor([float(obs)]))[1].item()
+    return agent, lambda obs: agent(torch.tensor([float(obs)]))[1].item() * agent.return_statistics.rms()
 
 
 def test_probe_1_value_of_a_constant_reward():
