@@ -18,7 +18,7 @@ Departs  Adam instead of RMSProp, its step size annealed; several environments, 
          clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
-Result   greedy return 492.1 ± 19.8 (10 seeds)
+Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
@@ -59,7 +59,7 @@ def parse_args(argv=None):
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
-    add("--buffer-size", type=number(int, 1), default=100_000, help="transitions to replay; 7 KB each for Atari")
+    add("--buffer-size", type=number(int, 1), default=50_000, help="transitions to replay; 7 KB each for Atari")
     add("--batch-size", type=number(int, 1), default=128, help="transitions per gradient step")
     add("--learning-starts", type=number(int, 0), default=1_000, help="environment steps before the first update")
     add("--train-interval", type=number(int, 1), default=4, help="environment steps between updates")
@@ -72,7 +72,7 @@ def parse_args(argv=None):
     add("--double", action="store_true", help="double DQN: choose a' by Q, value it by Q⁻")
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
-    add("--hidden-sizes", type=number(int, 1), nargs="+", default=[128, 128], help="layers for flat observations")
+    add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
     add("--loss", default="huber", choices=["huber", "squared"], help="huber clips the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
     add("--pixels", action="store_true", help="learn from rendered frames instead of states")
