@@ -3,7 +3,9 @@
     python benchmark/studies.py exact         greedy policy of tabular_q.py beside the optimum, 10 seeds; 4 minutes
     python benchmark/studies.py cliff         Q-learning, SARSA, expected SARSA (Sutton & Barto, example 6.6); 3 minutes
     python benchmark/studies.py variance      variance of reinforce.py's gradient estimate for each --psi; 1 minute
+    python benchmark/studies.py pgql          actor-critic, Q-learning and PGQL on a grid world, 10 seeds; 2 minutes
     python benchmark/studies.py asynchrony    A3C, GA3C and PAAC: speed, gradient delay, policy lag; 15 minutes
+    python benchmark/studies.py lag           related/impala.py with a forced lag, with and without V-trace; 10 minutes
     python benchmark/studies.py elsewhere     default flags with another --env-id, 5 seeds; 3 hours, or name scripts
     python benchmark/studies.py frames        what dqn.py --pixels observes of CartPole-v1
     python benchmark/studies.py memory        memory of a replay buffer of a million Atari transitions; 8 GB, 30 s
@@ -13,6 +15,7 @@ Each study writes its CSV and PNG to benchmark/results; asynchrony --plot-only r
 
 import argparse
 import importlib
+import json
 import os
 import resource
 import sys
@@ -136,12 +139,13 @@ def estimates(agent, observations, actions, rewards, truncations, is_transition,
 
     output, values = agent(torch.as_tensor(observations[:-1][is_transition]))
     log_prob, entropy = agent.log_prob_and_entropy(output, torch.as_tensor(actions[is_transition]))
-    bootstrapped, gradients = rewards.copy(), []
+    bootstrapped, gradients, scale = rewards.copy(), [], agent.return_statistics.rms()
+    baseline = scale * values.detach().numpy()
     last_values = agent.critic(torch.as_tensor(observations[1:][truncations])).detach().squeeze(-1)
-    bootstrapped[truncations] += args.gamma * last_values.numpy()
+    bootstrapped[truncations] += args.gamma * last_values.numpy() * scale
     for psi in PSI:
         returns = reinforce.discounted_returns(bootstrapped if psi == "value_baseline" else rewards, args.gamma)
-        weights = reinforce.psi_weights(psi, returns, values.detach().numpy(), is_transition, args.elite_fraction)
+        weights = reinforce.psi_weights(psi, returns, baseline, is_transition, args.elite_fraction)
         loss, _ = reinforce.reinforce_loss(log_prob, entropy, torch.as_tensor(weights), args.num_envs, 0.0)
         gradient = torch.autograd.grad(loss, list(agent.actor.parameters()), retain_graph=True)
         gradients.append(-torch.cat([g.flatten() for g in gradient]))
@@ -189,6 +193,69 @@ def variance(num_envs=16):
     fig.supxlabel(f"variance of the gradient estimate / |its mean|², batches of {num_envs} episodes", fontsize=13)
     write_csv(RESULTS / "reinforce_gradient_variance.csv", rows)
     fig.savefig(RESULTS / "reinforce_gradient_variance.png")
+
+
+# PGQL
+
+
+GRID = ["FFFFFG", "FFFFFF", "FFFFFF", "SFFFFF"]  # without holes; the goal's reward of 1 is the only one
+PGQL_FLAGS = "--gamma 0.95 --ent-coef 0.001 --num-envs 4 --num-steps 8 --total-timesteps 8000 --eval-episodes 0"
+PGQL = {"actor-critic, η = 0": "--eta 0", "PGQL, η = 0.5": "--eta 0.5", "Q-learning, η = 1": "--eta 1"}
+
+
+def policy_value(agent, model, start, gamma):
+    """Return the exact value of the policy at the start, from the model P of a FrozenLake and one-hot observations."""
+    import torch
+
+    num_states = len(model)
+    policy = agent(torch.eye(num_states))[0].softmax(-1).detach().double().numpy()
+    transitions, rewards = np.zeros((num_states, num_states)), np.zeros(num_states)
+    for s, action_outcomes in model.items():
+        for a, outcomes in action_outcomes.items():
+            for probability, next_state, reward, terminated in outcomes:
+                rewards[s] += policy[s, a] * probability * reward
+                transitions[s, next_state] += policy[s, a] * probability * (not terminated)
+    return start @ np.linalg.solve(np.eye(num_states) - gamma * transitions, rewards)
+
+
+def pgql(num_seeds=10):
+    """Learn a grid world of the size in the PGQL paper (section 6.1), 4 by 6, with its γ 0.95 and α 0.001.
+
+    The value of the policy is computed from the model after each update, as in the paper's figure 1.
+    """
+    import pgql as script
+
+    world = {"is_slippery": False, "desc": GRID}
+    model = gym.make("FrozenLake-v1", **world).unwrapped
+    flags = ["--env-id", "FrozenLake-v1", "--env-kwargs", json.dumps(world), *PGQL_FLAGS.split()]
+    rows, update = [], script.update
+    fig, ax = axes("related/pgql.py on a grid world of 4 by 6", "environment steps")
+    for (label, eta), color in zip(PGQL.items(), (BLUE, GREEN, ORANGE), strict=True):
+        curves = []
+        for seed in range(1, num_seeds + 1):
+            points = []
+
+            def recorded(agent, optimizer, rollout, batch, args, points=points):
+                metrics = update(agent, optimizer, rollout, batch, args)
+                value = policy_value(agent, model.P, model.initial_state_distrib, args.gamma)
+                points.append(((len(points) + 1) * rollout[2].size, value))
+                return metrics
+
+            with mock.patch.object(script, "update", recorded):
+                timed_train(script, [*flags, *eta.split(), "--seed", str(seed)])
+            curves.append(np.array(points).T)
+            row = {"command": command_line("pgql", [*flags, *eta.split()]), "algorithm": label, "seed": seed}
+            row |= {"final_value": points[-1][1], "mean_value": np.mean([value for _, value in points])}
+            rows.append(row | stamp("pgql"))
+        mean = np.mean([row["mean_value"] for row in rows[-num_seeds:]])
+        final = [row["final_value"] for row in rows[-num_seeds:]]
+        print(f"{label}: training {mean:.3f}, final {np.mean(final):.3f}, lowest {min(final):.3f}", flush=True)
+        band(ax, curves, label, color)
+    best = 0.95**7  # the goal is 8 steps away
+    ax.axhline(best, color="black", linestyle="--", linewidth=1.2)
+    ax.set_ylabel("value of the policy at the start")
+    write_csv(RESULTS / "pgql_grid.csv", rows)
+    fig.savefig(RESULTS / "pgql_grid.png")
 
 
 # A3C, GA3C, PAAC
@@ -270,6 +337,42 @@ def asynchrony(plot_only):
     fig.savefig(RESULTS / "asynchrony.png")
 
 
+def lag(num_seeds=3):
+    """Train related/impala.py on CartPole-v1 with a forced policy lag, with and without V-trace.
+
+    Actors can copy new weights only after every --sync-interval updates.
+    """
+    import impala
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rows, intervals = [], [1, 4, 16, 64, 256]
+    fig, ax = axes("related/impala.py on CartPole-v1", "updates between the weights that actors can copy")
+    for label, vtrace, color in (("V-trace", "--vtrace", BLUE), ("without V-trace", "--no-vtrace", ORANGE)):
+        returns = []
+        for interval in intervals:
+            for seed in range(1, num_seeds + 1):
+                flags, logged = [vtrace, "--sync-interval", str(interval), "--seed", str(seed)], []
+                with mock.patch.object(impala, "log_progress", lambda *args, logged=logged: logged.append(args[-1])):
+                    run = timed_train(impala, flags)
+                late = [value for step, value in run.history if step > run.args.total_timesteps / 2]
+                row = {"command": command_line("impala", flags), "vtrace": label == "V-trace", "interval": interval}
+                row |= {"seed": seed, "policy_lag": np.mean([metrics["charts/policy_lag"] for metrics in logged])}
+                row |= {"late_return": np.mean(late), "eval_mean": np.mean(run.returns)}
+                rows.append(row | stamp("impala"))
+            mine = rows[-num_seeds:]
+            returns.append([row["late_return"] for row in mine])
+            columns = [np.mean([row[column] for row in mine]) for column in ("policy_lag", "late_return", "eval_mean")]
+            print(f"| {label} | {interval} | {columns[0]:.1f} | {columns[1]:.1f} | {columns[2]:.1f} |", flush=True)
+            write_csv(RESULTS / "impala_lag.csv", rows)
+        ax.plot(intervals, np.mean(returns, axis=1), "o-", color=color, linewidth=2.5, label=label)
+        ax.fill_between(intervals, np.min(returns, axis=1), np.max(returns, axis=1), color=color, alpha=0.25)
+    ax.set(xscale="log", ylabel="return in the second half of training")
+    ax.set_xticks(intervals, [str(interval) for interval in intervals])
+    ax.minorticks_off()
+    ax.legend(fontsize=12, framealpha=0.8, edgecolor="none")
+    fig.savefig(RESULTS / "impala_lag.png")
+
+
 # Other environments
 
 
@@ -344,7 +447,7 @@ def memory():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    studies = {f.__name__: f for f in (exact, cliff, variance, asynchrony, elsewhere, frames, memory)}
+    studies = {f.__name__: f for f in (exact, cliff, variance, pgql, asynchrony, lag, elsewhere, frames, memory)}
     parser.add_argument("what", choices=studies)
     parser.add_argument("scripts", nargs="*", help="elsewhere: only these scripts")
     parser.add_argument("--plot-only", action="store_true", help="asynchrony: only the table and the figure")
