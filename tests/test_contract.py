@@ -500,7 +500,7 @@ def test_signals_end_the_run_with_a_checkpoint(name, signum, code, tmp_path, mon
     assert all(later > step for later, _ in history)
 
 
-def test_signals_in_the_shell(name, tmp_path):
+def test_signals_in_the_shell(name, tmp_path, handlers):
     """SIGTERM to a run with W&B and Ctrl-C to one without, side by side; the twins of a2c.py end in the same way."""
     if name != "a2c":
         pytest.skip("only a2c.py; test_a3c.py has the faults of processes")
