@@ -420,9 +420,10 @@ def test_checkpoint_and_resume(name, short_run, tmp_path, capsys):
     assert (history == history_again and np.array_equal(weights(further), weights(again))) or name in FREE
 
 
-def test_a_resumed_run_has_the_flags_of_its_checkpoint(name, short_run, tmp_path):
+def test_a_resumed_run_has_the_flags_of_its_checkpoint(name, short_run, tmp_path, monkeypatch):
     """All but those of the machine; flags on the command line override them; a second resume keeps both."""
     run, module = short_run(name), import_module(name)
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # which that run has set, if it was in this test
     path = copy_of(run, tmp_path)
     flags = vars(module.parse_args(["--resume", path]))
     machine = {"device", "run_dir", "wandb_mode", "wandb_project", "resume"}
