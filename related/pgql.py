@@ -11,7 +11,7 @@ Update   one Adam step per rollout on (1 - η) L + η L_Q; η = 0 is a2c.py, η 
          δ = r + γ max_a' Q̃(s',a') - Q̃(s,a)    δ = r - Q̃(s,a) if s' is terminal
          Q̃(s,a) = α (log π(a|s) + H(π(·|s))) + V(s)    α = ent_coef; where A2C has converged, Q̃ is the Q of π
 Departs  synchronous: one gradient for both; a resumed run starts with an empty replay buffer; otherwise as
-         a2c.py. Running statistics scale the replayed rewards and observations, too
+         a2c.py, whose running statistics scale the replayed observations and rewards, too
 Run      python related/pgql.py
 Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
