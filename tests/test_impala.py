@@ -74,9 +74,9 @@ class Lives(gym.Env):
         return np.full(1, self.t, np.float32), -float(self.t), self.t == 8, False, {"lives": lives}
 
 
-gym.register("Hang-v0", Hang)
-gym.register("Closing-v0", Closing)
-gym.register("Lives-v0", Lives)
+gym.register("ImpalaHang-v0", Hang)
+gym.register("ImpalaClosing-v0", Closing)
+gym.register("ImpalaLives-v0", Lives)
 
 
 def quick(*flags):
@@ -421,12 +421,12 @@ def test_each_actor_and_each_start_has_its_own_stream():
 def test_a_lost_life_is_terminal_for_the_learner_of_an_atari_game(monkeypatch):
     """The game continues; rewards are clipped for learning and reported raw."""
     make_env = impala.make_env
-    monkeypatch.setattr(impala, "make_env", lambda args: make_env(quick("--env-id Lives-v0")))
+    monkeypatch.setattr(impala, "make_env", lambda args: make_env(quick("--env-id ImpalaLives-v0")))
     (unroll,) = act("--env-id ALE/Lives-v5 --num-steps 12", num_unrolls=1)
     assert np.flatnonzero(unroll.terminations).tolist() == np.flatnonzero(unroll.dones).tolist() == [2, 7, 10]
     assert unroll.observations[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4]
     assert unroll.rewards.tolist() == [-1] * 12 and [x["r"] for x in unroll.statistics] == [-36]
-    (unroll,) = act("--env-id Lives-v0 --num-steps 12", num_unrolls=1)  # another environment may count lives, too
+    (unroll,) = act("--env-id ImpalaLives-v0 --num-steps 12", num_unrolls=1)  # another environment may count lives, too
     assert np.flatnonzero(unroll.terminations).tolist() == [7] and unroll.rewards.tolist()[1] == -2
 
 
@@ -664,7 +664,7 @@ def kill_waiting(*_):
 @pytest.mark.parametrize(
     ("env_id", "strike", "error", "message"),
     [
-        ("test_impala:Hang-v0", kill_one, impala.RunError, "worker . died, exit code -9"),
+        ("test_impala:ImpalaHang-v0", kill_one, impala.RunError, "worker . died, exit code -9"),
         ("CartPole-v1", kill_waiting, impala.RunError, "worker . died, exit code -9"),
         ("probes:Crash-v0", send(0), impala.RunError, "worker . died, exit code 1"),
         ("probes:WrongShape-v0", send(0), impala.RunError, r"observation of shape \(1, 1\), declared \(1,\)"),
@@ -701,8 +701,8 @@ def test_faults_in_the_shell_leave_no_process():
     """Each in a run of its own, in parallel."""
     faults = {  # environment, lines to wait for, fault, exit code
         "Ctrl-C early": ("CartPole-v1", ["impala"], lambda process: os.killpg(process.pid, signal.SIGINT), 130),
-        "SIGTERM": ("test_impala:Closing-v0", ["played", "played", "step"], subprocess.Popen.terminate, 143),
-        "parent killed": ("test_impala:Hang-v0", ["step"], subprocess.Popen.kill, -9),
+        "SIGTERM": ("test_impala:ImpalaClosing-v0", ["played", "played", "step"], subprocess.Popen.terminate, 143),
+        "parent killed": ("test_impala:ImpalaHang-v0", ["step"], subprocess.Popen.kill, -9),
     }
     flags = "--total-timesteps 100000000 --num-steps 8 --batch-size 2 --log-interval 32 --wandb-mode disabled --env-id"
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
