@@ -6,6 +6,7 @@
     python benchmark/studies.py pgql          actor-critic, Q-learning and PGQL on a grid world, 10 seeds; 2 minutes
     python benchmark/studies.py asynchrony    A3C, GA3C and PAAC: speed, gradient delay, policy lag; 15 minutes
     python benchmark/studies.py lag           related/impala.py with a forced lag, with and without V-trace; 10 minutes
+    python benchmark/studies.py bundles       related/gorila.py with 1, 2 and 4 bundles, and dqn.py, 3 seeds; 20 minutes
     python benchmark/studies.py elsewhere     default flags with another --env-id, 5 seeds; 3 hours, or name scripts
     python benchmark/studies.py frames        what dqn.py --pixels observes of CartPole-v1
     python benchmark/studies.py memory        memory of a replay buffer of a million Atari transitions; 8 GB, 30 s
@@ -351,7 +352,8 @@ def lag(num_seeds=3):
         returns = []
         for interval in intervals:
             for seed in range(1, num_seeds + 1):
-                flags, logged = [vtrace, "--sync-interval", str(interval), "--seed", str(seed)], []
+                flags = ["--total-timesteps", "100000", vtrace, "--sync-interval", str(interval), "--seed", str(seed)]
+                logged = []
                 with mock.patch.object(impala, "log_progress", lambda *args, logged=logged: logged.append(args[-1])):
                     run = timed_train(impala, flags)
                 late = [value for step, value in run.history if step > run.args.total_timesteps / 2]
@@ -371,6 +373,44 @@ def lag(num_seeds=3):
     ax.minorticks_off()
     ax.legend(fontsize=12, framealpha=0.8, edgecolor="none")
     fig.savefig(RESULTS / "impala_lag.png")
+
+
+# Gorila
+
+
+def bundles(num_seeds=3):
+    """Train related/gorila.py with 1, 2 and 4 bundles on CartPole-v1, beside dqn.py with as many gradients."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rows = []
+    fig, ax = axes("related/gorila.py on CartPole-v1, 2 cores", "environment steps")
+    contests = [("gorila", str(number), color) for number, color in ((1, BLUE), (2, GREEN), (4, ORANGE))]
+    for name, number, color in [*contests, ("dqn", "", "black")]:
+        curves = []
+        for seed in range(1, num_seeds + 1):
+            flags = ["--total-timesteps", "100000", "--seed", str(seed)]
+            flags += ["--num-bundles", number] if name == "gorila" else []
+            script, logged = importlib.import_module(name), []
+            with mock.patch.object(script, "log_progress", lambda *args, logged=logged: logged.append(args[-1])):
+                run = timed_train(script, flags)
+            row = {"command": command_line(name, flags), "bundles": number, "seed": seed}
+            row["steps_per_second"] = round(logged[-1]["charts/SPS"])
+            if name == "gorila":
+                row["gradients_per_second"] = round(logged[-1]["charts/TPS"], 1)
+                row["gradient_delay"] = np.nanmean([metrics["charts/gradient_delay"] for metrics in logged])
+                row["stale_gradients"] = sum(metrics["charts/stale_gradients"] for metrics in logged)
+                row["outlier_gradients"] = sum(metrics["charts/outlier_gradients"] for metrics in logged)
+            else:
+                row["gradients_per_second"] = round(row["steps_per_second"] / run.args.train_interval, 1)
+                row |= {"gradient_delay": 0.0, "stale_gradients": 0, "outlier_gradients": 0}
+            rows.append(row | {"eval_mean": np.mean(run.returns)} | stamp(name))
+            curves.append(curve(run.history, run.steps))
+            write_csv(RESULTS / "gorila_bundles.csv", rows)
+        mine = rows[-num_seeds:]
+        columns = ("steps_per_second", "gradients_per_second", "gradient_delay", "eval_mean")
+        means = [f"{np.mean([row[column] for row in mine]):.1f}" for column in columns]
+        print(f"| {name} | {number} |", " | ".join(means), "|", flush=True)
+        band(ax, [np.array(points).T for points in curves], f"{number} bundle(s)" if number else "dqn.py", color)
+    fig.savefig(RESULTS / "gorila_bundles.png")
 
 
 # Other environments
@@ -400,9 +440,10 @@ def elsewhere(scripts, num_seeds=5):
                     write_csv(path, [*others, row | result | {"date": date.today()} | setting()])
     returns = {}
     for x in read_csv(path):
-        returns.setdefault((x["script"], x["env_id"]), []).append(float(x["eval_mean"]))
-    for (script, env_id), values in returns.items():
-        print(f"| {script} | {env_id} | {np.mean(values):.1f} ± {np.std(values):.1f} | {min(values):.1f} |")
+        returns.setdefault(x["script"], {}).setdefault(x["env_id"], []).append(float(x["eval_mean"]))
+    for script, columns in returns.items():
+        cells = [f"{np.mean(y):.1f} ± {np.std(y):.1f} (lowest {min(y):.1f})" for y in columns.values()]
+        print(f"| {script} |", " | ".join(cells), "|")
 
 
 # Images
@@ -447,7 +488,8 @@ def memory():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    studies = {f.__name__: f for f in (exact, cliff, variance, pgql, asynchrony, lag, elsewhere, frames, memory)}
+    studies = [exact, cliff, variance, pgql, asynchrony, lag, bundles, elsewhere, frames, memory]
+    studies = {study.__name__: study for study in studies}
     parser.add_argument("what", choices=studies)
     parser.add_argument("scripts", nargs="*", help="elsewhere: only these scripts")
     parser.add_argument("--plot-only", action="store_true", help="asynchrony: only the table and the figure")

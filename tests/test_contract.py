@@ -27,7 +27,7 @@ import wandb
 
 ROOT = Path(__file__).parents[1]
 PATHS = {name: ROOT / f"{name}.py" for name in "tabular_q reinforce dqn a2c a3c paac_gpu".split()}
-PATHS |= {name: ROOT / "related" / f"{name}.py" for name in "ga3c impala pgql".split()}
+PATHS |= {name: ROOT / "related" / f"{name}.py" for name in "ga3c gorila impala pgql".split()}
 NO_DEVICE = {"tabular_q", "a3c"}
 SHARED = {  # the flags at the end of every script with their defaults; None where each script has its own
     "seed": 1, "device": "cpu", "log_interval": None, "eval_episodes": 20, "capture_video": False,
@@ -40,15 +40,18 @@ QUICK["dqn"] = (
     QUICK["default"] + " --num-envs 8 --train-interval 16 --gradient-steps 1 --learning-starts 256 --batch-size 32"
 )
 QUICK["a3c"] = QUICK["default"] + " --num-workers 1"
+QUICK["gorila"] = (
+    QUICK["default"] + " --num-bundles 1 --num-envs 8 --train-interval 16 --learning-starts 256 --batch-size 32"
+)
 QUICK["ga3c"] = QUICK["default"] + " --num-agents 1"
 QUICK["impala"] = QUICK["default"] + " --num-workers 1 --batch-size 2"
 QUICK["paac_gpu"] = QUICK["default"] + " --num-envs 8 --num-steps 8 --env-id CartPole-v1"
 # Scripts that update at the end of an episode and therefore log a little after each interval.
 WHOLE_EPISODES = {"reinforce", "a3c", "ga3c"}
 # The names of processes that step environments.
-PROCESSES = {"a3c": "worker", "ga3c": "agent", "impala": "worker"}
+PROCESSES = {"a3c": "worker", "ga3c": "agent", "gorila": "bundle", "impala": "worker"}
 # Scripts whose processes run freely: a seed does not reproduce a run.
-FREE = {"ga3c", "impala"}
+FREE = {"ga3c", "gorila", "impala"}
 # An environment whose rewards are NaN from the 300th step on.
 NAN_ENV = {"default": "probes:NotANumber-v0", "tabular_q": "probes:NotANumberTable-v0"}
 # Functions, classes and methods of one name whose text may differ, in all scripts or in one.
@@ -60,6 +63,7 @@ MAY_DIFFER = {
     "a3c": {"ActorCritic.forward", "ActorCritic.normalize", "evaluate", "finishing"},  # LSTM, frames, processes
     "paac_gpu": {"ActorCritic.forward", "ActorCritic.normalize"},  # frames
     "ga3c": {"ActorCritic.forward", "evaluate", "finishing", "start_worker", "run_worker"},  # two pipes per process
+    "gorila": {"evaluate", "td_target", "mlp", "finishing"},  # as in dqn.py; processes
     "impala": {"ActorCritic.forward", "ActorCritic.normalize", "ActorCritic.sample", "evaluate", "finishing", "worker"},
     "pgql": {"ActorCritic.forward", "ActorCritic.sample", "evaluate"},  # discrete actions only
 }
@@ -603,7 +607,7 @@ def test_an_environment_that_counts_its_own_episodes(name):
 
 def test_bounded_actions_cover_their_range(name):
     """Actions from 50 to 100, where 75 is best: the initial N(0, 1) earns 7 per episode; clipped at 50 it earns 0."""
-    if name in {"tabular_q", "dqn", "ga3c", "impala", "pgql"}:
+    if name in {"tabular_q", "dqn", "ga3c", "gorila", "impala", "pgql"}:
         pytest.skip("discrete actions only")
     module, args = quick(name, "--env-id", "probes:Percent-v0", "--learning-rate", "0")
     assert np.mean([value for _, value in module.train(args)[1]]) > 5
@@ -640,7 +644,7 @@ def test_observations_of_another_shape_are_an_error(name):
     if name == "tabular_q":
         pytest.skip("states are integers")
     module, args = quick(name, "--env-id", "probes:WrongShape-v0")
-    with pytest.raises(Exception, match=r"shape|dimensionality|worker 0|agent 0"):
+    with pytest.raises(Exception, match=r"shape|dimensionality|worker 0|agent 0|bundle 0"):
         module.train(args)
 
 
@@ -689,7 +693,7 @@ def test_wandb_offline_run_read_back(name, tmp_path, capfd):
     steps = [row["global_step"] for row in rows]
     assert steps == [512, 1024, 1536, 2048] or (name in WHOLE_EPISODES and [s // 512 for s in steps] == [1, 2, 3, 4])
     charts = {"charts/episodic_return", "charts/episodic_length", "charts/learning_rate"}
-    losses = set() if name in {"tabular_q", "dqn"} else {"losses/explained_variance"}
+    losses = set() if name in {"tabular_q", "dqn", "gorila"} else {"losses/explained_variance"}
     for row in rows:
         assert charts | losses <= set(row) and any("losses/" in key for key in row)
     assert {record["metric"]["step_metric"] for record in records if record["type"] == "metric"} == {"global_step"}

@@ -1,0 +1,689 @@
+"""Test gorila.py: equations, what server and bundles say to each other, every branch, probe environments, faults."""
+
+import ast
+import contextlib
+import copy
+import itertools
+import math
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from multiprocessing.connection import Client
+from pathlib import Path
+from types import SimpleNamespace
+
+import gorila
+import gymnasium as gym
+import numpy as np
+import probes
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+import dqn
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)  # as in the script
+pytestmark = pytest.mark.usefixtures("handlers")
+
+
+class Hang(probes.Probe):
+    """Its 50th step never ends, not even on SIGTERM."""
+
+    steps = 0
+
+    def play(self, action):
+        self.steps += 1
+        if self.steps == 50:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(1000)
+        return 0.0, 1, self.t == 10
+
+
+class Closing(probes.ConstantReward):
+    """It says when it has been played for a while, and when it is closed after that."""
+
+    steps = 0
+
+    def play(self, action):
+        self.steps += 1
+        if self.steps == 40:
+            print("played", flush=True)
+        return super().play(action)
+
+    def close(self):
+        if self.steps >= 40:
+            print("closed", flush=True)
+
+
+gym.register("GorilaHang-v0", Hang)
+gym.register("GorilaClosing-v0", Closing)
+
+
+def quick(*flags):
+    """Return the arguments of a very short run; later flags override earlier ones."""
+    small = (
+        "--total-timesteps 1024 --num-bundles 1 --num-envs 8 --learning-rate 0.001 --buffer-size 1000 "
+        "--batch-size 32 --learning-starts 64 --train-interval 16 --eval-episodes 0 --log-interval 256"
+    ).split()
+    return gorila.parse_args(["--wandb-mode", "disabled", *small, *flags])
+
+
+def flat(tensors):
+    """Return all numbers of some tensors as one vector."""
+    return torch.cat([x.detach().flatten() for x in tensors]).clone()
+
+
+# Equations
+
+
+def test_what_is_the_same_as_in_other_scripts():
+    """Of the functions and classes that the comparison of all scripts leaves out, these are copies, too."""
+
+    def texts(path):
+        source = path.read_text()
+        nodes = [x for x in ast.parse(source).body if isinstance(x, ast.FunctionDef | ast.ClassDef)]
+        return {node.name: ast.get_source_segment(source, node) for node in nodes}
+
+    own = texts(ROOT / "related" / "gorila.py")
+    copies = {"evaluate": "dqn", "td_target": "dqn", "end_workers": "a3c", "flatten_parameters": "a3c"}
+    for name, other in copies.items():
+        assert own[name] == texts(ROOT / f"{other}.py")[name], name
+
+
+def make_networks(args, optimizer):
+    """Return Q and Q⁻ of three actions, which differ, and an optimizer of Q, all for observations of two numbers."""
+    torch.manual_seed(1)
+    networks = [dqn.QNetwork(Box(-1, 1, (2,)), 3, "nature", [8], args.dueling) for _ in range(2)]
+    return *networks, optimizer(networks[0].parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("flags", ["", "--double --loss huber", "--dueling --max-grad-norm 0.1"])
+def test_a_bundle_s_gradient_applied_by_the_server_is_an_update_of_dqn(flags):
+    """Three updates in a row, of which the second and third must not contain the gradients before."""
+    args = quick("--gamma", "0.95", *flags.split())
+    q_network, target_network, optimizer = make_networks(args, torch.optim.Adam)
+    bundle_network = copy.deepcopy(q_network)
+    bundle_weights = gorila.flatten_parameters(bundle_network)
+    weights = bundle_weights.clone()
+    server_optimizer = torch.optim.Adam([weights], lr=0.01)
+    for _ in range(3):
+        batch = torch.randn(6, 2), torch.randint(3, (6,)), torch.randn(6), torch.rand(6) < 0.3, torch.randn(6, 2)
+        expected = dqn.update(q_network, target_network, optimizer, batch, args)
+        bundle_weights.copy_(weights)
+        gradient, metrics = gorila.compute_gradient(bundle_network, target_network, batch, args)
+        grad_norm = gorila.apply_gradient(weights, server_optimizer, gradient, args)
+        assert metrics | {"losses/grad_norm": grad_norm.item()} == pytest.approx(
+            {name: value.item() for name, value in expected.items()}, rel=1e-5
+        )
+        torch.testing.assert_close(weights, flat(q_network.parameters()))
+    assert all(p.grad is None for p in target_network.parameters())
+    before = weights.clone()
+    for bad in (math.nan, math.inf):
+        with pytest.raises(gorila.RunError, match=r"the gradient is not finite: .*CartPole-v1"):
+            gorila.apply_gradient(weights, server_optimizer, gradient * bad, args)
+    assert torch.equal(weights, before)
+
+
+def test_outliers_are_losses_far_above_the_recent_ones():
+    recent = deque([1.0, 2.0, 3.0, 6.0], maxlen=4)  # mean 3, variance (4 + 1 + 0 + 9) / 4
+    limit = 3 + 2 * math.sqrt(3.5)
+    losses = (limit + 1e-9, limit - 1e-9, 0.0, math.inf, math.nan)
+    assert [gorila.is_outlier(loss, recent, 2) for loss in losses] == [True, False, False, True, False]
+    assert not gorila.is_outlier(100.0, deque([1.0, 2.0], maxlen=4), 2)  # too few to judge by
+    assert not gorila.is_outlier(1.0, deque([1.0, math.nan], maxlen=2), 2)
+
+
+# A bundle, alone, with a server that a test plays
+
+
+def act_and_learn(monkeypatch, answer, *flags, bundle=0):
+    """Run a bundle with a server that answers with (weights, counts) -> a list of what the bundle sends and computes.
+
+    Each item has gradient, report, batch, weights and target_weights; the last three are None if it learns nothing.
+    """
+    records, computed, compute_gradient = [], [], gorila.compute_gradient
+
+    def spied(q_network, target_network, batch, args):
+        own, target = flat(q_network.parameters()), flat(target_network.parameters())
+        gradient, metrics = compute_gradient(q_network, target_network, batch, args)
+        computed.append((gradient, [x.clone() for x in batch], own, target))
+        return gradient, metrics
+
+    def exchange(gradient, **report):
+        last = computed.pop() if computed else (None, None, None, None)
+        records.append(SimpleNamespace(sent=gradient, report=report, gradient=last[0], batch=last[1]))
+        records[-1].weights, records[-1].target_weights = last[2:]
+        return answer(len(records) - 1)
+
+    monkeypatch.setattr(gorila, "compute_gradient", spied)
+    gorila.act_and_learn(exchange, bundle, quick(*flags))
+    return records
+
+
+def constant_server(num_weights, num_answers, start_step=0, updates=lambda k: k):
+    """Return a server whose k-th weights are all k / 1000, and which says stop after num_answers of them."""
+
+    def answer(k):
+        counts = {"updates": updates(k), "global_step": start_step + 16 * k, "stop": k == num_answers}
+        return torch.full((num_weights,), k / 1000), counts
+
+    return answer
+
+
+CARTPOLE_WEIGHTS = 4 * 8 + 8 + 8 * 2 + 2  # with --hidden-sizes 8
+
+
+def test_a_bundle_sends_the_gradient_at_the_weights_it_has_fetched(monkeypatch):
+    """From learning_starts on; Q⁻ is a copy of what was fetched when target_update_interval updates had been made."""
+    answer = constant_server(CARTPOLE_WEIGHTS, 20, updates=lambda k: 3 * k)
+    records = act_and_learn(monkeypatch, answer, *"--hidden-sizes 8 --target-update-interval 7".split())
+    assert records[0].report == {"steps": 0, "episodes": [], "metrics": {}, "outlier": False}
+    assert len(records) == 21 and [len(record.sent) for record in records[:4]] == [0] * 4
+    for k, record in enumerate(records[1:]):
+        assert record.report["steps"] == 16 and not record.report["outlier"] and record.report["updates"] == 3 * k
+        if k < 3:  # 16, 32, 48 steps of 64
+            assert record.gradient is None
+            continue
+        assert torch.equal(record.sent, record.gradient) and len(record.sent) == CARTPOLE_WEIGHTS
+        assert record.weights.unique().tolist() == pytest.approx([k / 1000])
+        copied_at = k - k % 3  # updates 0, 9, 18, ...: the first answers at least 7 after the last copy
+        assert record.target_weights.unique().tolist() == pytest.approx([copied_at / 1000])
+        assert set(record.report["metrics"]) == {"losses/td_loss", "losses/q_value", "charts/epsilon"}
+
+
+def test_a_bundle_discards_outliers_and_says_so(monkeypatch):
+    losses = iter([*np.tile([1.0, 3.0], 50), 5.1, 4.9, math.nan, 100.0])  # mean 2, standard deviation 1
+    monkeypatch.setattr(gorila, "compute_gradient", lambda *_: (torch.ones(58), {"losses/td_loss": next(losses)}))
+    sent, answer = [], constant_server(CARTPOLE_WEIGHTS, 104)
+
+    def exchange(gradient, **report):
+        sent.append((len(gradient), report["outlier"]))
+        return answer(len(sent) - 1)
+
+    flags = "--hidden-sizes 8 --learning-starts 0 --outlier-stds 3".split()
+    gorila.act_and_learn(exchange, 0, quick(*flags))
+    assert sent == [(0, False)] + [(58, False)] * 100 + [(0, True), (58, False), (58, False), (58, False)]
+
+
+def test_batches_are_the_transitions_of_the_environment(monkeypatch):
+    """Each sample agrees with the scripted environment, whose episodes of 3 steps terminate, those of 4 do not."""
+    flags = "--env-id Scripted-v0 --num-envs 2 --train-interval 4 --hidden-sizes 8".split()
+    records = act_and_learn(monkeypatch, constant_server(2 * 8 + 8 + 8 * 2 + 2, 100), *flags)
+    seen = set()
+    for record in records:
+        for obs, _, reward, terminated, next_obs in zip(*(record.batch or [[]] * 5), strict=True):
+            episode, t = obs.tolist()
+            assert next_obs.tolist() == [episode, t + 1] and reward == 10 * episode + t + 1
+            assert terminated == (episode % 2 == 0 and t == 2)
+            seen.add((episode % 2, t))
+    assert sorted(seen) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3)]
+    episodes = [episode for record in records for episode in record.report["episodes"]]
+    lengths = [(3, 4)[k // 2 % 2] for k in range(len(episodes))]  # two environments
+    assert episodes == [[sum(10 * (k // 2) + t for t in range(1, n + 1)), n] for k, n in enumerate(lengths)]
+    assert sum(record.report["steps"] for record in records) == 400 and len(episodes) == 88
+
+
+def test_epsilon_decays_with_the_steps_of_all_bundles(monkeypatch):
+    """If Q always prefers action 1, action 0 has probability ε / 2."""
+    monkeypatch.setattr(gorila.QNetwork, "forward", lambda self, obs: torch.tensor([[0.0, 1.0]]).expand(len(obs), 2))
+    flags = "--env-id ActionReward-v0 --num-envs 400 --buffer-size 800 --train-interval 800 --learning-starts 999999"
+    schedule = "--epsilon-steps 160 --epsilon-end 0.2 --hidden-sizes 8"
+    answer = constant_server(8 + 8 + 8 * 2 + 2, 16)
+    records = act_and_learn(monkeypatch, answer, *flags.split(), *schedule.split())
+    for k, record in enumerate(records[1:]):
+        epsilon = np.interp(16 * k, [0, 160], [1, 0.2])
+        assert record.report["metrics"] == {"charts/epsilon": pytest.approx(epsilon)}
+        rewards = [episode_return for episode_return, _ in record.report["episodes"]]  # 1, and -1 for action 0
+        assert len(rewards) == 400 and np.mean(rewards) == pytest.approx(1 - epsilon, abs=4 / math.sqrt(400))
+
+
+def test_each_bundle_and_each_resumed_run_has_its_own_episodes(monkeypatch):
+    batches = []
+    for bundle, start_step in ((0, 0), (1, 0), (0, 512), (0, 0)):
+        answer = constant_server(CARTPOLE_WEIGHTS, 5, start_step)
+        flags = "--hidden-sizes 8 --learning-starts 0".split()
+        batches.append(act_and_learn(monkeypatch, answer, *flags, bundle=bundle)[-1].batch)
+        monkeypatch.undo()
+    assert all(torch.equal(x, y) for x, y in zip(batches[0], batches[3], strict=True))
+    for first, second in itertools.combinations(batches[:3], 2):
+        starts = {tuple(obs.tolist()) for obs in first[0]} & {tuple(obs.tolist()) for obs in second[0]}
+        assert not starts and not torch.equal(first[1], second[1])
+
+
+# The server, alone, with bundles that a test plays
+
+
+def serve(monkeypatch, messages, *flags):
+    """Run a server that receives messages, (bundle, gradient, report) -> agent, history, its answers, its logs."""
+    answers, logs = [], []
+
+    def accept(inbox, num_machines, args):
+        for bundle, gradient, report in messages:
+            full = {"updates": 0, "steps": 16, "episodes": [], "metrics": {}, "outlier": False} | report
+            answer = SimpleNamespace(put=lambda answer, bundle=bundle: answers.append((bundle, *answer)))
+            inbox.put((bundle, answer, torch.as_tensor(gradient, dtype=torch.float32), full))
+        return 0, ""
+
+    def log(*args):
+        logs.append((args[2], list(args[4]), {name: float(value) for name, value in args[5].items()}))
+
+    monkeypatch.setattr(gorila, "accept_bundles", accept)
+    monkeypatch.setattr(gorila, "start_bundles", lambda *_: None)
+    monkeypatch.setattr(gorila, "stop_bundles", lambda *_: None)
+    monkeypatch.setattr(gorila, "log_progress", log)
+    flags = ["--hidden-sizes", "8", "--num-bundles", "2", *flags]
+    return *gorila.train(quick(*flags)), answers, logs
+
+
+def test_the_server_applies_gradients_in_order_and_drops_those_that_are_stale(monkeypatch):
+    """Adam with the annealed step size; a delay equal to the limit is allowed; without a gradient nothing changes."""
+    rng, updates = np.random.default_rng(0), 0
+    # bundle, updates that the weights of its gradient had seen; None for no gradient
+    script = [(0, 0), (1, 0), (0, None), (1, 0), (0, 2), (1, 0), (0, 2), (1, 1)]
+    gradients = [rng.normal(size=CARTPOLE_WEIGHTS) if seen is not None else [] for _, seen in script]
+    messages = [(bundle, g, {"updates": seen}) for (bundle, seen), g in zip(script, gradients, strict=True)]
+    flags = "--max-gradient-delay 2 --total-timesteps 128 --log-interval 48"
+    flags += " --learning-rate 0.1 --adam-eps 0.02 --max-grad-norm 1"
+    agent, _, answers, logs = serve(monkeypatch, messages, *flags.split())
+    torch.manual_seed(1)
+    env = gym.make("CartPole-v1")
+    weights = gorila.flatten_parameters(dqn.QNetwork(env.observation_space, 2, "nature", [8], False))
+    optimizer = torch.optim.Adam([weights], eps=0.02)
+    for k, ((bundle, seen), gradient) in enumerate(zip(script, gradients, strict=True)):
+        if seen is not None and updates - seen <= 2:
+            optimizer.param_groups[0]["lr"] = 0.1 * (1 - 16 * k / 128)
+            weights.grad = torch.as_tensor(gradient / np.linalg.norm(gradient), dtype=torch.float32)
+            optimizer.step()
+            updates += 1
+        receiver, vector, counts = answers[k]
+        assert (receiver, counts) == (bundle, {"updates": updates, "global_step": 16 * k + 16, "stop": k == 7})
+        torch.testing.assert_close(torch.as_tensor(vector), weights)
+    assert updates == 5 and len(answers) == 8
+    torch.testing.assert_close(flat(agent.parameters()), weights)
+    assert [step for step, *_ in logs] == [48, 96, 128]
+    delays = [metrics["charts/gradient_delay"] for *_, metrics in logs]
+    assert delays == pytest.approx([np.mean([0, 1]), np.mean([2, 1, 4]), np.mean([2, 4])])
+    assert [metrics["charts/stale_gradients"] for *_, metrics in logs] == [0, 1, 1]
+    assert logs[-1][2]["charts/learning_rate"] == pytest.approx(0.1 / 8)
+
+
+def test_what_the_server_logs(monkeypatch):
+    """Episodes in order of arrival, at the step that includes them; outliers counted since the last log."""
+    reports = [{"episodes": [[3.0, 7], [4.5, 8]]}, {"outlier": True}, {"outlier": True, "episodes": [[1.0, 2]]}, {}]
+    reports[3]["metrics"] = {"losses/td_loss": 0.25, "charts/epsilon": 0.5}
+    messages = [(k % 2, [], report) for k, report in enumerate(reports)]
+    _, history, _, logs = serve(monkeypatch, messages, *"--total-timesteps 64 --log-interval 32".split())
+    assert history == [(16, 3.0), (16, 4.5), (48, 1.0)]
+    assert [(step, lengths) for step, lengths, _ in logs] == [(32, [7, 8]), (64, [7, 8, 2])]
+    assert [metrics["charts/outlier_gradients"] for *_, metrics in logs] == [1, 1]
+    assert math.isnan(logs[0][2]["charts/gradient_delay"]) and logs[1][2]["losses/td_loss"] == 0.25
+    assert {"charts/SPS", "charts/TPS", "charts/epsilon", "charts/learning_rate"} <= set(logs[1][2])
+
+
+def test_the_step_size_is_constant_without_annealing(monkeypatch):
+    messages = [(0, np.ones(CARTPOLE_WEIGHTS), {})] * 4
+    flags = "--no-anneal-lr --learning-rate 0.003 --total-timesteps 64 --log-interval 16".split()
+    logs = serve(monkeypatch, messages, *flags)[3]
+    assert [metrics["charts/learning_rate"] for *_, metrics in logs] == [0.003] * 4
+
+
+# Messages
+
+
+def test_messages_arrive_as_they_were_sent():
+    """A stranger who does not know the key is turned away; a bundle that dies is reported."""
+    inbox = queue.SimpleQueue()
+    port, key = gorila.accept_bundles(inbox, 1, quick("--num-bundles", "3"))
+    with pytest.raises(multiprocessing.AuthenticationError):
+        Client(("localhost", port), authkey=b"guessed")
+    report = {"episodes": [[1.5, 3]], "metrics": {"a": -1e-300, "π": 2**60}, "outlier": False}
+    vectors = [torch.zeros(0), torch.randn(100_000), torch.tensor([math.inf, -0.0, 1e-45])]
+    for bundle in (3, 5):
+        with Client(("localhost", port), authkey=key.encode()) as connection:
+            for vector in vectors:
+                connection.send((bundle, vector.numpy(), report))
+                number, answers, gradient, received = inbox.get(timeout=60)
+                assert (number, received) == (bundle, report) and torch.equal(gradient, vector)
+                answers.put((vector.numpy(), {"stop": True}))
+                weights, counts = connection.recv()
+                assert torch.equal(torch.as_tensor(weights), vector) and counts == {"stop": True}
+        assert inbox.get(timeout=60) == (bundle, None, None, None)
+
+
+def test_a_bundle_that_comes_too_late_is_told_to_stop():
+    """Its first message meets a server that has all steps."""
+    inbox, running = queue.SimpleQueue(), {0, 1}
+    inbox.put((0, None, None, None))
+    thread = threading.Thread(target=gorila.stop_bundles, args=(inbox, running))
+    thread.start()
+
+    def exchange(gradient, **report):
+        answers = queue.SimpleQueue()
+        inbox.put((1, answers, gradient, report))
+        weights, counts = answers.get(timeout=60)
+        return torch.as_tensor(weights), counts
+
+    gorila.act_and_learn(exchange, 1, quick())
+    inbox.put((1, None, None, None))
+    thread.join(60)
+    assert not thread.is_alive() and running == set()
+
+
+# Runs, with bundles in threads of this process
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Bundles are threads, connected with the server by queues: what a run learns does not depend on processes."""
+    errors = []
+
+    def play(inbox, bundle, args):
+        answers = queue.SimpleQueue()
+
+        def exchange(gradient, **report):
+            inbox.put((bundle, answers, gradient, report))
+            weights, counts = answers.get(timeout=60)
+            return torch.as_tensor(weights), counts
+
+        try:
+            gorila.act_and_learn(exchange, bundle, args)
+        except Exception as error:
+            errors.append(error)
+        inbox.put((bundle, None, None, None))
+
+    def accept(inbox, num_machines, args):
+        for bundle in range(args.num_bundles):
+            threading.Thread(target=play, args=(inbox, bundle, args), daemon=True).start()
+        return 0, ""
+
+    start = gorila.train
+
+    def train(args):
+        result = start(args)
+        assert not errors
+        return result
+
+    monkeypatch.setattr(gorila, "accept_bundles", accept)
+    monkeypatch.setattr(gorila, "start_bundles", lambda *_: None)
+    return train
+
+
+@pytest.mark.parametrize("num_bundles", [1, 3])
+def test_a_run_plays_as_long_as_it_should(in_threads, num_bundles, tmp_path):
+    """CartPole has a reward per step, so that returns count the steps; each bundle may overshoot by one gradient."""
+    _, history = in_threads(quick("--num-bundles", str(num_bundles), "--total-timesteps", "3000"))
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    step = torch.load(path, weights_only=True)["global_step"]
+    assert 3000 <= step < 3016 and len(history) > 80
+    played = sum(value for _, value in history)
+    assert 0.8 * step < played < step
+
+
+def test_the_smallest_run(in_threads):
+    flags = "--num-envs 1 --batch-size 1 --buffer-size 2 --hidden-sizes 8 --train-interval 1 --learning-starts 0"
+    agent, history = in_threads(quick(*flags.split(), "--total-timesteps", "200"))
+    assert history and all(p.isfinite().all() for p in agent.parameters())
+
+
+def test_several_gradients_per_step_of_the_environments(monkeypatch):
+    """With a train_interval below num_envs some of them follow each other without a step."""
+    flags = "--hidden-sizes 8 --num-envs 8 --train-interval 4 --learning-starts 0".split()
+    records = act_and_learn(monkeypatch, constant_server(CARTPOLE_WEIGHTS, 6), *flags)
+    assert [record.report["steps"] for record in records] == [0, 8, 0, 8, 0, 8, 0]
+    assert all(record.gradient is not None for record in records[1:])
+
+
+def test_a_resumed_run_continues(in_threads, tmp_path):
+    """Weights and Adam's statistics come back; the step size and ε continue."""
+    in_threads(quick())
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    before = torch.load(path, weights_only=True)
+    agent, history = in_threads(gorila.parse_args(["--resume", str(path), "--wandb-mode", "disabled"]))
+    assert history == [] and torch.equal(flat(agent.parameters()), flat(before["agent"].values()))
+    still = "--total-timesteps 2048 --learning-rate 0 --wandb-mode disabled --resume".split()
+    agent, history = in_threads(gorila.parse_args([*still, str(path)]))
+    after = torch.load(path, weights_only=True)
+    assert history and history[0][0] > 1024 and after["global_step"] == 2048
+    assert torch.equal(flat(before["agent"].values()), flat(after["agent"].values()))
+    steps = [checkpoint["optimizer"]["state"][0]["step"].item() for checkpoint in (before, after)]
+    assert steps == [61, 61 + 61]  # the buffer is filled anew
+
+
+@pytest.mark.parametrize(
+    ("env_id", "flags", "expected"),
+    [
+        ("ConstantReward", "", {0: [1, 1]}),
+        ("ObservationReward", "--dueling", {-1: [-1, -1], 1: [1, 1]}),
+        ("DelayedReward", "--loss huber", {0: [0.8, 0.8], 1: [1, 1]}),
+        ("DelayedReward", "--double --dueling", {0: [0.8, 0.8], 1: [1, 1]}),
+        ("ActionReward", "--double", {0: [-1, 1]}),
+        ("ObservationActionReward", "", {-1: [1, -1], 1: [-1, 1]}),
+        ("EndlessReward", "", {0: [5, 5]}),  # 1 / (1 - γ), although every episode is truncated after a sum of 3.4
+    ],
+)
+def test_probes(in_threads, env_id, flags, expected):
+    """Q approaches its known value, with two bundles."""
+    run = (
+        "--num-bundles 2 --total-timesteps 1600 --train-interval 8 --target-update-interval 5 --learning-rate 0.01 "
+        "--hidden-sizes 32 --gamma 0.8 --epsilon-steps 1000 --epsilon-end 0.3 --loss squared"
+    )
+    agent, _ = in_threads(quick("--env-id", f"{env_id}-v0", *run.split(), *flags.split()))
+    for obs, q_values in expected.items():
+        assert agent(torch.tensor([[float(obs)]]))[0].tolist() == pytest.approx(q_values, abs=0.05)
+
+
+class TenTimes(gym.vector.VectorWrapper):
+    """Ten times every reward, plus ten at each step that is not a reset."""
+
+    done = False
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        reward = np.where(self.done, 0.0, 10.0 * reward + 10)
+        self.done = terminated | truncated
+        return obs, reward, terminated, truncated, info
+
+
+def test_atari(in_threads, tmp_path, monkeypatch):
+    """Frames through the convolutions; rewards are clipped for learning and logged as they are."""
+    make_vec, make_atari, batches = gym.make_vec, gorila.make_atari, []
+    compute_gradient = gorila.compute_gradient
+    monkeypatch.setattr(gym, "make_vec", lambda *args, **kw: make_vec(*args, **kw, max_num_frames_per_episode=120))
+    monkeypatch.setattr(gorila, "make_atari", lambda *args, **render: TenTimes(make_atari(*args, **render)))
+    monkeypatch.setattr(gorila, "compute_gradient", lambda *args: batches.append(args[2]) or compute_gradient(*args))
+    flags = "--env-id ALE/Pong-v5 --num-envs 2 --total-timesteps 140 --learning-starts 130 --batch-size 8"
+    args = quick(*flags.split(), *"--train-interval 4 --capture-video --network nips".split())
+    agent, history = in_threads(args)
+    assert isinstance(agent.body[0], torch.nn.Conv2d)
+    assert len(batches) == 3 and all((batch[2] == 1).all() for batch in batches)
+    assert {value for _, value in history} == {300.0} and len(history) == 4
+    (video,) = tmp_path.glob("runs/ALE-Pong-v5__gorila__1__*/video/*.mp4")
+    assert video.stat().st_size > 1000
+
+
+def test_the_old_names_of_atari_games_are_pointed_out(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quick("--env-id", "BreakoutNoFrameskip-v4")
+    assert "BreakoutNoFrameskip-v4 is now called ALE/Breakout-v5" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_buffer_of_less_than_two_steps_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quick("--num-envs", "17", "--buffer-size", "33")
+    assert "error: argument --buffer-size: " in capsys.readouterr().err
+
+
+# Faults: a bundle may die, the run goes on; whatever else happens, it ends at once and saves what was learned
+
+
+def processes():
+    """Return the running bundles."""
+    return sorted(multiprocessing.active_children(), key=lambda process: process.pid)
+
+
+def test_a_killed_bundle_does_not_stop_the_others(tmp_path, monkeypatch, forkserver, capsys):
+    """One of two is killed after the first log; the other one plays all remaining steps."""
+    log_progress, steps = gorila.log_progress, []
+
+    def kill(*args):
+        log_progress(*args)
+        steps.append(args[2])
+        if len(steps) == 1:
+            processes()[1].kill()
+
+    monkeypatch.setattr(gorila, "log_progress", kill)
+    flags = "--num-bundles 2 --total-timesteps 8000 --log-interval 800".split()
+    gorila.train(quick(*flags))
+    out = capsys.readouterr().out
+    assert out.count("died") == 1 and ("bundle 0 died, 1 left\n" in out or "bundle 1 died, 1 left\n" in out)
+    assert len(steps) == 10 and steps[-1] >= 8_000
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    assert torch.load(path, weights_only=True)["global_step"] == steps[-1]
+    assert multiprocessing.active_children() == []
+
+
+def strike_with(signum):
+    """Return a replacement of log_progress that sends this process a signal, or does nothing if signum is 0."""
+    return lambda *_: os.kill(os.getpid(), signum)
+
+
+def kill_all(*_):
+    for process in processes():
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "strike", "error", "message"),
+    [
+        ("CartPole-v1", kill_all, gorila.RunError, "bundle . died, and no other is left"),
+        ("probes:Crash-v0", strike_with(0), gorila.RunError, "bundle . died, and no other is left"),
+        ("probes:NotANumber-v0", strike_with(0), gorila.RunError, "the gradient is not finite"),
+        ("test_gorila:GorilaHang-v0", strike_with(signal.SIGTERM), SystemExit, "143"),
+        ("CartPole-v1", strike_with(signal.SIGTERM), SystemExit, "143"),
+        ("CartPole-v1", strike_with(signal.SIGINT), KeyboardInterrupt, None),
+    ],
+    ids=["all killed", "raises", "NaN", "hangs", "SIGTERM", "Ctrl-C"],
+)
+def test_faults_that_end_the_run(env_id, strike, error, message, tmp_path, monkeypatch, forkserver):
+    """Bundles end before the checkpoint is saved, and it is saved before the W&B run is finished."""
+    order, save_checkpoint, start_run = [], gorila.save_checkpoint, gorila.start_run
+    monkeypatch.setattr(gorila, "log_progress", strike)
+
+    def spied_start(*args):
+        run, folder = start_run(*args)
+        monkeypatch.setattr(run, "finish", lambda exit_code: order.append(("finish", exit_code)))
+        return run, folder
+
+    def spied_save(*args, **modules):
+        order.append(("save", len(multiprocessing.active_children())))
+        return save_checkpoint(*args, **modules)
+
+    monkeypatch.setattr(gorila, "start_run", spied_start)
+    monkeypatch.setattr(gorila, "save_checkpoint", spied_save)
+    flags = f"--env-id {env_id} --num-bundles 2 --total-timesteps 9999999 --num-envs 2 --log-interval 80".split()
+    with pytest.raises(error, match=message):
+        gorila.train(quick(*flags))
+    assert multiprocessing.active_children() == []
+    assert order[-2:] == [("save", 0), ("finish", 1)]
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["global_step"] >= 80 and flat(checkpoint["agent"].values()).isfinite().all()
+
+
+def test_a_bundle_that_dies_before_it_connects_is_noticed(monkeypatch, forkserver):
+    start = forkserver.Process.start
+    monkeypatch.setattr(forkserver.Process, "start", lambda process: (start(process), process.kill()))
+    with pytest.raises(gorila.RunError, match="bundle 0 died, and no other is left"):
+        gorila.train(quick())
+
+
+def test_faults_in_the_shell_leave_no_process():
+    """Four runs at the same time, each with its own fault; a bundle whose server was killed says so in one line."""
+    died = "gorila.py: error: lost the connection to the parameter server\n"
+    played = ["played"] * 4  # by two environments in each of two bundles
+
+    def ctrl_c(process):
+        os.killpg(process.pid, signal.SIGINT)
+
+    faults = {  # environment, lines to wait for, fault, exit code, error output
+        "Ctrl-C early": ("CartPole-v1", ["gorila"], ctrl_c, 130, ""),
+        "Ctrl-C": ("test_gorila:GorilaClosing-v0", played, ctrl_c, 130, ""),
+        "killed": ("test_gorila:GorilaClosing-v0", played, subprocess.Popen.kill, -9, died),
+        "killed while bundles hang": ("test_gorila:GorilaHang-v0", ["step"], subprocess.Popen.kill, -9, ""),
+    }
+    flags = (
+        "--total-timesteps 100000000 --log-interval 80 --wandb-mode disabled --num-envs 2 --train-interval 8 "
+        "--learning-starts 64 --batch-size 8 --buffer-size 1000 --env-id"
+    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # Unbuffered, print writes a line and its newline separately: the lines of two processes would mix.
+    options["env"] = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONUNBUFFERED": ""}
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for fault, (env_id, *_) in faults.items():
+            command = [sys.executable, ROOT / "related" / "gorila.py", *flags.split(), env_id, "--run-dir", fault]
+            runs.append(stack.enter_context(subprocess.Popen(command, **options)))
+            stack.callback(runs[-1].kill)  # if a check fails while it is still running
+        for process, (_, lines, strike, *_) in zip(runs, faults.values(), strict=True):
+            for expected in lines:
+                next(line for line in process.stdout if line.startswith(expected))
+            time.sleep(0.5)  # while the bundles import, play or begin to hang
+            strike(process)
+        for process, (fault, (env_id, *_, code, error)) in zip(runs, faults.items(), strict=True):
+            out, err = process.communicate(timeout=180)  # returns when all processes, which hold the pipes, have ended
+            assert (process.returncode, err) == (code, error), fault
+            steps = [torch.load(path, weights_only=True)["global_step"] for path in Path(fault).glob("*/checkpoint.pt")]
+            assert steps == [0] if fault == "Ctrl-C early" else min(steps) >= 80
+            assert "Closing" not in env_id or out.count("closed") == 4
+
+
+# torchrun
+
+
+def test_two_machines_are_two_torchrun_commands(tmp_path):
+    """Both on this machine; a bundle of the second one is killed, and the run goes on to its end."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    flags = (
+        "--total-timesteps 10000 --num-bundles 2 --num-envs 8 --train-interval 16 --learning-starts 64 --batch-size 8 "
+        "--log-interval 1000 --wandb-mode disabled --eval-episodes 2"
+    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for rank in (0, 1):
+            torchrun = (
+                f"-m torch.distributed.run --nnodes 2 --node-rank {rank} --master-addr localhost --master-port {port}"
+            )
+            command = [sys.executable, *torchrun.split(), ROOT / "related" / "gorila.py", *flags.split()]
+            runs.append(stack.enter_context(subprocess.Popen(command, **options)))
+            stack.callback(os.killpg, runs[-1].pid, signal.SIGKILL)
+        for line in runs[0].stdout:
+            if line.startswith("step"):
+                break
+        os.kill(bundles_of(runs[1].pid)[0], signal.SIGKILL)
+        outs = [process.communicate(timeout=300) for process in runs]
+        stack.pop_all()
+    assert [process.returncode for process in runs] == [0, 0], outs
+    assert outs[0][0].count("died") == 1 and "died, 3 left" in outs[0][0] and outs[1][0] == ""
+    assert "evaluation  return" in outs[0][0]
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    assert torch.load(path, weights_only=True)["global_step"] >= 10_000
+
+
+def bundles_of(pid):
+    """Return the processes that the training script has started which torchrun, process pid, has started."""
+
+    def children(pid):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    (script,) = children(pid)
+    return [child for child in children(script) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
