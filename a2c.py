@@ -7,7 +7,7 @@
 Papers   Mnih et al. 2016 (arXiv:1602.01783), Alg. S3; Schulman et al. 2016 (arXiv:1506.02438), eq. 16
 Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step per rollout
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
-         V(s_t+1) = 0 after a terminal state; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
+         V(s_t+1) = 0 if s_t+1 is terminal; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
 Departs  Adam without momentum instead of RMSProp; separate networks for π and V, tanh, orthogonal initial weights; the
          gradient's norm is clipped; truncated episodes bootstrap from their last observation. Observations are
          normalized by their running mean and variance, rewards divided by the root mean square of the running returns;
@@ -40,7 +40,7 @@ SCRIPT = "a2c"  # names run folders and checkpoints
 
 
 def parse_args(argv=None):
-    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
+    """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
@@ -70,7 +70,7 @@ def parse_args(argv=None):
         torch.empty(0, device=args.device)
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
-    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -81,7 +81,7 @@ def parse_args(argv=None):
 
 
 class RunningStatistics(nn.Module):
-    """The mean and variance of all samples so far, in buffers: checkpoints and evaluation have them."""
+    """The mean and variance of all samples so far, as buffers, so that checkpoints and evaluation include them."""
 
     def __init__(self, shape):
         super().__init__()
@@ -129,7 +129,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # draws what torch.multinomial draws, but lets NaN pass: update reports it with advice
+        if self.discrete:  # same distribution as torch.multinomial, but NaN passes: update reports it with advice
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -314,9 +314,9 @@ def derive_seed(*key):
 
 
 def make_envs(args, num_envs, **options):
-    """Environments stepped in parallel, which reset in the step after a done; RunError for actions it cannot learn."""
+    """Make environments that step in parallel and reset in the step after a done; RunError if unsupported."""
     envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
@@ -339,7 +339,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
+    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -356,7 +356,7 @@ def start_run(args, run_id):
 
 @contextlib.contextmanager
 def finishing(run, envs, save):
-    """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
+    """However the block ends, even by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
     with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
         stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
         stack.callback(envs.close)
@@ -389,7 +389,7 @@ def log_evaluation(run, folder, agent, args, global_step):
 
 
 def save_checkpoint(folder, args, global_step, run_id, **modules):
-    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
@@ -414,7 +414,7 @@ def load_checkpoint(path, **modules):
 
 
 class RunError(ValueError):
-    """An error that the user can fix; main prints it without a traceback."""
+    """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):

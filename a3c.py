@@ -14,10 +14,10 @@ Workers  Each worker copies θ, plays with the copy, computes Δθ with the same
          With one worker a seed reproduces a run bit for bit; with several it does not, and a checkpoint may mix weights
          from before and after an update.
 Departs  truncated episodes bootstrap from their last observation; orthogonal initial weights; the gradient's norm is
-         clipped. Flat observations: tanh, separate networks for π and V, observations normalized by their running mean
-         and variance, rewards divided by the root mean square of the running returns, both limited to ±10. Atari: no
-         sticky actions, no FIRE at reset, up to 30 no-ops, the mean of all frames so far is subtracted, rewards clipped
-         to ±1 and a lost life is terminal, for learning only. All workers share the running statistics
+         clipped. Flat observations: tanh, separate networks for π and V unless --lstm, observations normalized by their
+         running mean and variance, rewards divided by the root mean square of the running returns, both limited to
+         ±10. All workers share the running statistics. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, the
+         mean of all frames so far is subtracted, rewards clipped to ±1 and a lost life is terminal, for learning only
 Run      python a3c.py
 Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -49,7 +49,7 @@ SCRIPT = "a3c"  # names run folders and checkpoints
 
 
 def parse_args(argv=None):
-    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
+    """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
@@ -66,7 +66,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--lstm", action="store_true", help="put 256 LSTM cells after the last hidden layer")
+    add("--lstm", action="store_true", help="256 LSTM cells on a body that π and V share")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="Atari: learn per life")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
@@ -79,7 +79,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
         parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
-    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -90,7 +90,7 @@ def parse_args(argv=None):
 
 
 class RunningStatistics(nn.Module):
-    """The mean and variance of all samples so far, in buffers: checkpoints and evaluation have them."""
+    """The mean and variance of all samples so far, as buffers, so that checkpoints and evaluation include them."""
 
     def __init__(self, shape):
         super().__init__()
@@ -115,7 +115,7 @@ class RunningStatistics(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s), on a shared body for frames or an LSTM; π is categorical for discrete actions, else normal."""
+    """π(a|s) and V(s), sharing a body for frames or with lstm; π is categorical for discrete actions, else normal."""
 
     def __init__(self, obs_space, action_space, lstm):
         super().__init__()
@@ -144,9 +144,9 @@ class ActorCritic(nn.Module):
         self.return_statistics = RunningStatistics(())  # of running returns, r_t + γ r_t-1 + γ² r_t-2 + ...
 
     def forward(self, obs, lstm_state=None):
-        """(num_steps, *obs_shape) -> logits or means (num_steps, ...), V(s) (num_steps,), the LSTM's state after it.
+        """(num_steps, *obs_shape) -> logits or means (num_steps, ...), V(s) (num_steps,), the LSTM's final state.
 
-        (num_steps, num_envs, *obs_shape) is several environments in parallel. No LSTM state is a state of zeros.
+        For environments in parallel every shape has num_envs after num_steps. lstm_state None stands for zeros.
         """
         obs = self.normalize(obs)
         if self.image:  # (num_steps, [num_envs,] 4, 84, 84) -> (batch, 4, 84, 84) -> (num_steps, [num_envs,] 256)
@@ -165,7 +165,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # draws what torch.multinomial draws, but lets NaN pass: update reports it with advice
+        if self.discrete:  # same distribution as torch.multinomial, but NaN passes: update reports it with advice
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -370,7 +370,7 @@ def train(args):
         next_log=context.Value("q", min(start_step + args.log_interval, args.total_timesteps), lock=False),
         obs_statistics=agent.obs_statistics.share_memory(),
         return_statistics=agent.return_statistics.share_memory(),
-        lock=context.Lock(),  # for all but next_log; reading needs no lock, which a killed worker may hold forever
+        lock=context.Lock(),  # for writing all but next_log; reads take no lock: a killed worker may hold it forever
     )
     history, lengths = [], []
     gradient_delays = []  # since the last log
@@ -474,7 +474,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
-    envs._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
+    envs._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
     if video_folder:
         envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
             envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
@@ -551,7 +551,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
+    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -568,7 +568,7 @@ def start_run(args, run_id):
 
 @contextlib.contextmanager
 def finishing(run, workers, save):
-    """However the block ends, also by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
+    """However the block ends, even by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
     with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
         stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
         stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
@@ -601,7 +601,7 @@ def log_evaluation(run, folder, agent, args, global_step):
 
 
 def save_checkpoint(folder, args, global_step, run_id, **modules):
-    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
@@ -626,7 +626,7 @@ def load_checkpoint(path, **modules):
 
 
 class RunError(ValueError):
-    """An error that the user can fix; main prints it without a traceback."""
+    """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):

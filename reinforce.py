@@ -46,7 +46,7 @@ SCRIPT = "reinforce"  # names run folders and checkpoints
 
 
 def parse_args(argv=None):
-    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
+    """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
@@ -57,8 +57,8 @@ def parse_args(argv=None):
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel: N episodes per update")
     add("--psi", default="value_baseline", choices=choices, help="Ψ_t, what multiplies ∇log π(a_t|s_t)")
     add("--elite-fraction", type=number(float, 0, 1), default=0.25, help="for --psi elite: fraction of episodes kept")
-    add("--value-steps", type=number(int, 1), default=10, help="for --psi value_baseline: steps on V per batch")
-    add("--value-warmup", type=number(int, 0), default=10_000, help="for value_baseline: steps that train V, but not π")
+    add("--value-steps", type=number(int, 1), default=10, help="for --psi value_baseline: Adam steps on V per batch")
+    add("--value-warmup", type=number(int, 0), default=10_000, help="value_baseline: environment steps before π learns")
     add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
@@ -77,7 +77,7 @@ def parse_args(argv=None):
         torch.empty(0, device=args.device)
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
-    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -88,7 +88,7 @@ def parse_args(argv=None):
 
 
 class RunningStatistics(nn.Module):
-    """The mean and variance of all samples so far, in buffers: checkpoints and evaluation have them."""
+    """The mean and variance of all samples so far, as buffers, so that checkpoints and evaluation include them."""
 
     def __init__(self, shape):
         super().__init__()
@@ -141,7 +141,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # draws what torch.multinomial draws, but lets NaN pass: update reports it with advice
+        if self.discrete:  # same distribution as torch.multinomial, but NaN passes: update reports it with advice
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -168,7 +168,7 @@ def discounted_returns(rewards, gamma):
 
 
 def psi_weights(psi, returns, values, is_transition, elite_fraction):
-    """The weights Ψ_t selected by name, (batch,); returns G_t and is_transition are (num_steps, num_envs)."""
+    """The weights Ψ_t selected by name, (batch,). is_transition, and G_t in returns, are (num_steps, num_envs)."""
     if psi == "total_return":
         episode_of_step = is_transition.nonzero()[1]
         return returns[0][episode_of_step]  # the first row is G_0
@@ -185,7 +185,7 @@ def psi_weights(psi, returns, values, is_transition, elite_fraction):
 
 def reinforce_loss(log_prob, entropy, weights, num_episodes, ent_coef):
     """The loss L without the value loss -> (loss, metrics); every tensor is (batch,), the steps of all episodes."""
-    # Sums over episodes, not means over steps: a mean would give the steps of long episodes less weight.
+    # A sum over each episode's steps: a mean over all steps would give a step less weight in a batch of long episodes.
     policy_loss = -(weights * log_prob).sum() / num_episodes
     loss = policy_loss - ent_coef * entropy.sum() / num_episodes
     return loss, {"losses/policy_loss": policy_loss, "losses/entropy": entropy.mean()}
@@ -333,9 +333,9 @@ def derive_seed(*key):
 
 
 def make_envs(args, num_envs, **options):
-    """Environments stepped in parallel, which reset in the step after a done; RunError for actions it cannot learn."""
+    """Make environments that step in parallel and reset in the step after a done; RunError if unsupported."""
     envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
@@ -358,7 +358,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
+    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -375,7 +375,7 @@ def start_run(args, run_id):
 
 @contextlib.contextmanager
 def finishing(run, envs, save):
-    """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
+    """However the block ends, even by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
     with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
         stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
         stack.callback(envs.close)
@@ -408,7 +408,7 @@ def log_evaluation(run, folder, agent, args, global_step):
 
 
 def save_checkpoint(folder, args, global_step, run_id, **modules):
-    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
@@ -433,7 +433,7 @@ def load_checkpoint(path, **modules):
 
 
 class RunError(ValueError):
-    """An error that the user can fix; main prints it without a traceback."""
+    """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):

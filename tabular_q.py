@@ -43,7 +43,7 @@ ARROWS = {"FrozenLakeEnv": "<v>^", "CliffWalkingEnv": "^>v<"}  # arrows for the 
 
 
 def parse_args(argv=None):
-    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
+    """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
@@ -68,7 +68,7 @@ def parse_args(argv=None):
     add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
-    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -132,12 +132,12 @@ def policy_evaluation(transitions, policy, gamma):
     s, a, p, next_s, r, terminated = flat_model(transitions)
     weight = policy[s, a] * p  # the probability of each transition, given its state
     r_pi = np.bincount(s, weight * r, num_states)
-    p_pi = np.zeros((num_states, num_states))  # from each state to each state that does not end the episode
+    p_pi = np.zeros((num_states, num_states))  # P_π without the transitions that end the episode
     np.add.at(p_pi, (s, next_s), weight * ~terminated)
     has_value = np.ones(num_states, bool)
     if gamma == 1:
         can_end = can_reach(p_pi, np.bincount(s, weight * terminated, num_states) > 0)
-        has_value = ~can_reach(p_pi, ~can_end)  # from here π never comes to a state where it loops forever
+        has_value = ~can_reach(p_pi, ~can_end)  # π never leads to a state that it cannot end from
     values = np.full(num_states, np.nan)
     equations = np.eye(num_states) - gamma * p_pi
     values[has_value] = np.linalg.solve(equations[np.ix_(has_value, has_value)], r_pi[has_value])
@@ -154,8 +154,8 @@ def action_values(transitions, values, gamma):
 
 def policy_iteration(transitions, gamma):
     """The optimal policy (num_states, num_actions) and its values (num_states,), section 4.3."""
-    # For γ = 1 this needs that no loop pays: such a loop has no value. A loop that costs nothing is left in the end,
-    # because the first policy is uniform and ties are shared. An action that may lead to NaN is only taken if all do.
+    # For γ = 1 no loop may earn reward, since it would have no finite value. A loop of reward 0 is left in the end,
+    # because the first policy is uniform and ties are shared. An action that may lead to NaN is taken only if all may.
     policy = np.full((len(transitions), len(transitions[0])), 1 / len(transitions[0]))
     values = policy_evaluation(transitions, policy, gamma)
     while True:
@@ -185,7 +185,7 @@ def train(args):
         _, optimal_values = policy_iteration(env.unwrapped.P, args.gamma)  # the learners do not see it
     if args.algorithm == "policy_iteration":
         if np.isnan(exact_values(env, q, optimal_values, args.gamma).get("charts/optimal_value", np.nan)):
-            raise RunError("--algorithm policy_iteration: needs env.unwrapped.P and, for --gamma 1, episodes that end")
+            raise RunError("--algorithm policy_iteration: needs P, initial_state_distrib and, for --gamma 1, an end")
         q = action_values(env.unwrapped.P, optimal_values, args.gamma).tolist()
 
     history = []
@@ -272,7 +272,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
     if video_folder:
         envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
             envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
@@ -332,7 +332,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
+    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -349,7 +349,7 @@ def start_run(args, run_id):
 
 @contextlib.contextmanager
 def finishing(run, envs, save):
-    """However the block ends, also by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
+    """However the block ends, even by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
     with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
         stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
         stack.callback(envs.close)
@@ -382,7 +382,7 @@ def log_evaluation(run, folder, agent, args, global_step):
 
 
 def save_checkpoint(folder, args, global_step, run_id, **modules):
-    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
@@ -407,7 +407,7 @@ def load_checkpoint(path, **modules):
 
 
 class RunError(ValueError):
-    """An error that the user can fix; main prints it without a traceback."""
+    """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):

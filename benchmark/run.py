@@ -140,9 +140,14 @@ def command_line(script, flags):
 
 
 def fingerprint(script):
-    """Return a short hash of the script's code without its comments and module docstring."""
+    """Return a short hash of the script's code without its comments, docstrings and help texts."""
     tree = ast.parse(PATHS[script].read_text(encoding="utf-8"))
-    return hashlib.sha256(ast.dump(ast.Module(tree.body[1:], [])).encode()).hexdigest()[:12]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        elif isinstance(node, ast.Call):
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "help"]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
 
 
 def setting():

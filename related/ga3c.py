@@ -11,9 +11,9 @@ Update   L = Σ_t [-log(π(a_t|s_t) + ε_log) (R_t - V(s_t)) + vf_coef (R_t - V(
          one RMSProp step per batch
 Queues   Agents send observations; a predictor answers all pending ones as one batch. Agents also send pieces of up to
          num_steps steps; a trainer learns from all pending ones, at least min_batch_size pieces, as one batch.
-Lag      The weights that learn from an action have seen charts/policy_lag updates more than those that chose it. By
-         then its π may be tiny: ε_log keeps log π finite where π underflows to 0, and removes the gradient of actions
-         whose π is far below ε_log.
+Lag      The weights that learn from an action are charts/policy_lag updates newer than those that chose it. By then its
+         π may be tiny: ε_log keeps log π finite where π underflows to 0, and removes the gradient of actions whose π is
+         far below ε_log.
 Departs  one lock makes prediction and training exclude each other (in the paper they run concurrently); a trainer takes
          all pending pieces (the program's default is one) and computes V of a piece's last state itself, with the
          newest weights; truncated episodes bootstrap, too; num_steps is 20 rather than 5; the gradient's norm is
@@ -54,7 +54,7 @@ SCRIPT = "ga3c"  # names run folders and checkpoints
 
 
 def parse_args(argv=None):
-    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
+    """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
@@ -92,7 +92,7 @@ def parse_args(argv=None):
         torch.empty(0, device=args.device)
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
-    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -402,7 +402,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
-    envs._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
+    envs._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
     if video_folder:
         envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
             envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
@@ -469,7 +469,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
+    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -486,7 +486,7 @@ def start_run(args, run_id):
 
 @contextlib.contextmanager
 def finishing(run, workers, save):
-    """However the block ends, also by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
+    """However the block ends, even by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
     with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
         stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
         stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
@@ -519,7 +519,7 @@ def log_evaluation(run, folder, agent, args, global_step):
 
 
 def save_checkpoint(folder, args, global_step, run_id, **modules):
-    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
@@ -544,7 +544,7 @@ def load_checkpoint(path, **modules):
 
 
 class RunError(ValueError):
-    """An error that the user can fix; main prints it without a traceback."""
+    """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):

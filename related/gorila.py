@@ -59,7 +59,7 @@ SCRIPT = "gorila"  # names run folders and checkpoints
 
 
 def parse_args(argv=None):
-    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
+    """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
@@ -103,7 +103,7 @@ def parse_args(argv=None):
         torch.empty(0, device=args.device)
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
-    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -123,7 +123,7 @@ class QNetwork(nn.Module):
     def __init__(self, obs_space, num_actions, network, hidden_sizes, dueling):
         super().__init__()
         if len(obs_space.shape) == 1:
-            # Components bounded by less than 1 are stretched to ±1: MountainCar's velocities are below 0.07.
+            # Components bounded by less than 1 are stretched to ±1: MountainCar's velocities are within ±0.07.
             bound = np.maximum(abs(obs_space.low), abs(obs_space.high))
             bound[(bound == 0) | (bound > 1)] = 1
             self.register_buffer("bound", torch.as_tensor(bound, dtype=torch.float32), persistent=False)
@@ -221,7 +221,7 @@ def linear_schedule(start, end, duration, step):
 
 
 def td_target(rewards, next_q_values, next_online_q_values, terminations, gamma):
-    """y of the module docstring from Q⁻(s',·) and, for double DQN, Q(s',·), both (batch, num_actions), else None."""
+    """y of the module docstring; next_q_values is Q⁻(s',·), next_online_q_values Q(s',·) or, without --double, None."""
     if next_online_q_values is None:
         next_values = next_q_values.amax(-1)
     else:
@@ -595,14 +595,14 @@ def derive_seed(*key):
 
 
 def make_envs(args, num_envs, **options):
-    """Environments stepped in parallel, which reset in the step after a done; RunError for actions it cannot learn."""
+    """Make environments that step in parallel and reset in the step after a done; RunError if unsupported."""
     if is_atari(args):
         envs = make_atari(args, num_envs, **options)
     else:
-        # One environment is stepped faster by SyncVectorEnv than by a vector class of its own.
+        # SyncVectorEnv steps a single environment faster than the environment's own vector class does.
         mode = "sync" if num_envs == 1 else None
         envs = gym.make_vec(args.env_id, num_envs, mode, **args.env_kwargs | options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
@@ -622,7 +622,7 @@ def is_atari(args):
 
 
 def make_atari(args, num_envs, **options):
-    """Make Atari games that observe (4, 84, 84) uint8 frames; ALE steps them or, if they are rendered, Gymnasium."""
+    """Make Atari games with (4, 84, 84) uint8 observations; ALE steps them or, if they are rendered, Gymnasium."""
     import ale_py  # imported here: only Atari needs it
 
     gym.register_envs(ale_py)
@@ -637,7 +637,7 @@ def make_atari(args, num_envs, **options):
 
 
 def stack_frames(env):
-    """Observe the last four frames together; before an episode there are zeros."""
+    """Stack the last four frames; those from before the episode are zeros."""
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
@@ -647,7 +647,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
+    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -664,7 +664,7 @@ def start_run(args, run_id):
 
 @contextlib.contextmanager
 def finishing(run, workers, save):
-    """However the block ends, also by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
+    """However the block ends, even by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
     with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
         stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
         stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
@@ -697,7 +697,7 @@ def log_evaluation(run, folder, agent, args, global_step):
 
 
 def save_checkpoint(folder, args, global_step, run_id, **modules):
-    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
@@ -722,7 +722,7 @@ def load_checkpoint(path, **modules):
 
 
 class RunError(ValueError):
-    """An error that the user can fix; main prints it without a traceback."""
+    """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):

@@ -12,8 +12,8 @@ Update   L = -E[log π(a|s) A] + vf_coef E[(v - V(s))²] - ent_coef E[H(π(·|s)
          are constants
 Actors   Each worker process is an actor: it copies the newest weights, plays num_steps steps with them, and sends this
          unroll with the logits of μ, the policy that acted. An unroll may span several episodes. By the time the
-         learner uses it, π has had charts/policy_lag updates since the copy. At most one unroll per actor waits for
-         the learner; otherwise the processes run freely, so a seed does not reproduce a run.
+         learner uses it, π has had charts/policy_lag updates since the copy. An actor sends its next unroll once the
+         learner has received the one before; otherwise the processes run freely, so a seed does not reproduce a run.
 Departs  Adam without momentum, which is RMSProp with a bias correction; losses are means over the batch; truncated
          episodes bootstrap from their last observation; orthogonal initial weights; no LSTM. Flat observations:
          separate networks for π and V; observations are normalized by their running mean and variance, rewards divided
@@ -52,7 +52,7 @@ SCRIPT = "impala"  # names run folders and checkpoints
 
 
 def parse_args(argv=None):
-    """Parse the flags; a value out of range exits with code 2 and a one-line message."""
+    """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
@@ -62,10 +62,10 @@ def parse_args(argv=None):
     add("--num-workers", type=number(int, 1), default=2, help="actors: processes, each with its own environment")
     add("--num-steps", type=number(int, 1), default=32, help="steps per unroll, the paper's n")
     add("--batch-size", type=number(int, 1), default=8, help="unrolls per update")
-    add("--vtrace", action=argparse.BooleanOptionalAction, default=True, help="correct for the lag; no: take π/μ as 1")
+    add("--vtrace", action=argparse.BooleanOptionalAction, default=True, help="correct for the lag; if not, π/μ = 1")
     add("--rho-bar", type=number(float, 0), default=1.0, help="ρ̄, which decides the policy whose value is learned")
     add("--c-bar", type=number(float, 0), default=1.0, help="c̄, which decides how far back TD errors reach")
-    add("--sync-interval", type=number(int, 1), default=1, help="updates between the weights that actors can copy")
+    add("--sync-interval", type=number(int, 1), default=1, help="updates between refreshes of what actors copy")
     add("--learning-rate", type=number(float, 0), default=5e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.999, help="discount γ")
@@ -87,7 +87,7 @@ def parse_args(argv=None):
         torch.empty(0, device=args.device)
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
-    if args.resume:  # continue with the run's own flags, except those of the machine and those given now
+    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -102,7 +102,7 @@ def parse_args(argv=None):
 
 
 class RunningStatistics(nn.Module):
-    """The mean and variance of all samples so far, in buffers: checkpoints and evaluation have them."""
+    """The mean and variance of all samples so far, as buffers, so that checkpoints and evaluation include them."""
 
     def __init__(self, shape):
         super().__init__()
@@ -163,7 +163,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, logits):
         """Logits (num_envs, num_actions) -> actions drawn from π(·|s), (num_envs,)."""
-        probs = logits.softmax(-1)  # draws what torch.multinomial draws, but lets NaN pass: update reports it
+        probs = logits.softmax(-1)  # same distribution as torch.multinomial, but NaN passes: update reports it
         return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
@@ -335,7 +335,7 @@ def train(args):
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     agent = ActorCritic(env.observation_space, int(env.action_space.n))
     agent.to(args.device, memory_format=torch.channels_last)  # convolutions are faster in this layout
-    # No momentum (β1 = 0), as in the paper; without Adam's bias correction the first steps would have the wrong size.
+    # No momentum (β1 = 0), as in the paper; without Adam's bias correction the first steps would be too large.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
     start_step, run_id = 0, None
     if args.resume:
@@ -470,7 +470,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
-    envs._add_info = lambda infos, info, i: infos  # unused here, and some infos cannot be stacked
+    envs._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
     if video_folder:
         envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
             envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
@@ -537,7 +537,7 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # set but empty, W&B would refuse it
+    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -554,7 +554,7 @@ def start_run(args, run_id):
 
 @contextlib.contextmanager
 def finishing(run, workers, save):
-    """However the block ends, also by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
+    """However the block ends, even by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
     with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
         stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
         stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
@@ -587,7 +587,7 @@ def log_evaluation(run, folder, agent, args, global_step):
 
 
 def save_checkpoint(folder, args, global_step, run_id, **modules):
-    """Write FOLDER/checkpoint.pt atomically, of types that torch.load(weights_only=True) accepts -> its path."""
+    """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
     buffer = io.BytesIO()
@@ -612,7 +612,7 @@ def load_checkpoint(path, **modules):
 
 
 class RunError(ValueError):
-    """An error that the user can fix; main prints it without a traceback."""
+    """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
 def number(kind, low, high=sys.maxsize):
