@@ -164,7 +164,7 @@ def variance(num_envs=16):
 
     import reinforce
 
-    rows, panels = [], {"early": 20_000, "later": 200_000}
+    rows, panels = [], {"early": 20_000, "later": 60_000}
     fig, axs = axes("", "", nrows=1, ncols=2, figsize=(10, 4), sharey=True)
     for ax, (policy, steps) in zip(axs, panels.items(), strict=True):
         agent = timed_train(reinforce, [f"--total-timesteps={steps}", "--eval-episodes=0"]).agent

@@ -65,7 +65,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
     add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
-    add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over bundles")
+    add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over bundles")
     add("--num-bundles", type=number(int, 1), default=2, help="processes that act and learn, on each machine")
     add("--num-envs", type=number(int, 1), default=4, help="environments per bundle, stepped together")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
@@ -91,7 +91,7 @@ def parse_args(argv=None):
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
     add("--device", default="cpu", help="where the networks run: cpu, cuda, cuda:N, mps")
-    add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
+    add("--log-interval", type=number(int, 1), default=2_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
@@ -285,7 +285,7 @@ def act_and_learn(exchange, bundle, args):
     weights, target_weights = flatten_parameters(q_network), flatten_parameters(target_network)
     recent_losses = deque(maxlen=100)
     local_step = next_gradient = 0  # environment steps of this bundle
-    next_copy = 0  # to Q⁻, in updates of the server
+    num_copies = 0  # to Q⁻
     with contextlib.closing(envs):
         no_gradient = torch.zeros(0)
         server_weights, counts = exchange(no_gradient, steps=0, episodes=[], metrics={}, outlier=False)
@@ -299,8 +299,8 @@ def act_and_learn(exchange, bundle, args):
         while not counts["stop"]:
             # 1. Copy the server's weights and, every target_update_interval updates, refresh the target network.
             weights.copy_(server_weights)
-            if counts["updates"] >= next_copy:
-                next_copy = counts["updates"] + args.target_update_interval
+            if counts["updates"] >= num_copies * args.target_update_interval:  # all bundles copy at the same time
+                num_copies = counts["updates"] // args.target_update_interval + 1
                 target_weights.copy_(weights)
 
             # 2. Act ε-greedily for train_interval steps, and store the transitions.
