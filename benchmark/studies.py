@@ -153,10 +153,10 @@ def estimates(agent, observations, actions, rewards, truncations, is_transition,
     return torch.stack(gradients).double()
 
 
-def variance(num_envs=16):
+def variance(num_envs=64):
     """Compare the gradient estimates of all Ψ on the same episodes of an early and of a later policy.
 
-    The policy plays a million steps in batches of 16 episodes. Noise is the trace of the covariance of the estimates,
+    The policy plays a million steps in batches of 64 episodes. Noise is the trace of the covariance of the estimates,
     signal the squared norm of their mean minus the noise left in it. Only their ratio compares weights of different
     scale, such as those of elite. The critic is the one that was trained together with the policy.
     """
@@ -164,17 +164,18 @@ def variance(num_envs=16):
 
     import reinforce
 
-    rows, panels = [], {"early": 20_000, "later": 60_000}
+    rows, panels = [], {"early": 30_000, "later": 100_000}
     fig, axs = axes("", "", nrows=1, ncols=2, figsize=(10, 4), sharey=True)
     for ax, (policy, steps) in zip(axs, panels.items(), strict=True):
-        agent = timed_train(reinforce, [f"--total-timesteps={steps}", "--eval-episodes=0"]).agent
+        flags = f"--gamma=1 --num-envs={num_envs} --learning-rate=3e-3 --eval-episodes=0".split()
+        agent = timed_train(reinforce, [*flags, f"--total-timesteps={steps}"]).agent
         batches = []
 
         def update(agent, optimizer, *batch, batches=batches):  # the script's own update would change the policy
             batches.append(estimates(agent, *batch))
             return {}
 
-        flags = f"--total-timesteps=1000000 --num-envs={num_envs} --seed=2 --eval-episodes=0".split()
+        flags += ["--total-timesteps=1000000", "--seed=2"]
         network = mock.patch.object(reinforce, "ActorCritic", lambda *_, agent=agent: agent)
         with mock.patch.object(reinforce, "update", update), network:
             score = np.mean([value for _, value in timed_train(reinforce, flags).history])
