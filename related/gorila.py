@@ -42,7 +42,7 @@ import sys
 import threading
 import time
 from collections import deque
-from multiprocessing import AuthenticationError
+from multiprocessing import AuthenticationError, resource_tracker
 from multiprocessing.connection import Client, Listener, wait
 from pathlib import Path
 
@@ -395,8 +395,12 @@ def train(args):
     with finishing(run, workers, save):
         port, key = "", ""  # a finished run is only evaluated
         if start_step < args.total_timesteps:
-            port, key = accept_bundles(inbox, num_machines, args)
+            num_bundles, key = num_machines * args.num_bundles, secrets.token_hex(16)
+            host = "localhost" if num_machines == 1 else ""  # "": all addresses of this machine
+            listener = Listener((host, 0), backlog=num_bundles, authkey=key.encode())  # port 0: any free one
+            port = listener.address[1]
             start_bundles(workers, machine, "localhost", port, key, args)
+            threading.Thread(target=accept, args=(inbox, listener, num_bundles), daemon=True).start()
             for bundle, worker in workers.items():
                 threading.Thread(target=watch, args=(inbox, bundle, worker), daemon=True).start()
         if num_machines > 1:
@@ -468,6 +472,7 @@ def start_bundles(workers, machine, host, port, key, args):
     context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
     can_mask_signals = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_mask_signals:  # the bundles inherit the mask: Ctrl-C is for the parent alone
+        resource_tracker.ensure_running()  # started later, with the first bundle, it would undo the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     for bundle in range(machine * args.num_bundles, (machine + 1) * args.num_bundles):
         process = context.Process(target=run_bundle, args=(bundle, host, port, key, args), daemon=True)
@@ -507,26 +512,18 @@ def end_after_parent():
     os._exit(1)
 
 
-def accept_bundles(inbox, num_machines, args):
-    """Listen to each bundle that connects, in threads -> the port and the key by which bundles can connect."""
-    num_bundles, key = num_machines * args.num_bundles, secrets.token_hex(16)
-    host = "localhost" if num_machines == 1 else ""  # "": all addresses of this machine
-    listener = Listener((host, 0), backlog=num_bundles, authkey=key.encode())  # port 0: any free one
-
-    def accept():
-        for _ in range(num_bundles):
-            with contextlib.suppress(AuthenticationError, EOFError, OSError):  # it was no bundle, or has died
-                connection = listener.accept()
-                threading.Thread(target=listen, args=(inbox, connection), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    return listener.address[1], key
+def accept(inbox, listener, num_bundles):
+    """Accept the connections of all bundles, and listen to each in a thread of its own."""
+    for _ in range(num_bundles):
+        with contextlib.suppress(AuthenticationError, EOFError, OSError):  # it was no bundle, or has died
+            connection = listener.accept()
+            threading.Thread(target=listen, args=(inbox, connection), daemon=True).start()
 
 
 def listen(inbox, connection):
     """Put a bundle's messages into the inbox, (bundle, answers, gradient, report), and send it what comes as answers.
 
-    When the bundle ends, the last three are None. In a thread of its own: a bundle that hangs holds up no other.
+    When the bundle ends, the last three are None. With a thread per bundle, one that hangs holds up no other.
     """
     bundle, answers = None, queue.SimpleQueue()
     with contextlib.suppress(EOFError, OSError):

@@ -265,17 +265,16 @@ def serve(monkeypatch, messages, *flags):
     """Run a server that receives messages, (bundle, gradient, report) -> agent, history, its answers, its logs."""
     answers, logs = [], []
 
-    def accept(inbox, num_machines, args):
+    def accept(inbox, *_):
         for bundle, gradient, report in messages:
             full = {"updates": 0, "steps": 16, "episodes": [], "metrics": {}, "outlier": False} | report
             answer = SimpleNamespace(put=lambda answer, bundle=bundle: answers.append((bundle, *answer)))
             inbox.put((bundle, answer, torch.as_tensor(gradient, dtype=torch.float32), full))
-        return 0, ""
 
     def log(*args):
         logs.append((args[2], list(args[4]), {name: float(value) for name, value in args[5].items()}))
 
-    monkeypatch.setattr(gorila, "accept_bundles", accept)
+    monkeypatch.setattr(gorila, "accept", accept)
     monkeypatch.setattr(gorila, "start_bundles", lambda *_: None)
     monkeypatch.setattr(gorila, "stop_bundles", lambda *_: None)
     monkeypatch.setattr(gorila, "log_progress", log)
@@ -340,8 +339,9 @@ def test_the_step_size_is_constant_without_annealing(monkeypatch):
 
 def test_messages_arrive_as_they_were_sent():
     """A stranger who does not know the key is turned away; a bundle that dies is reported."""
-    inbox = queue.SimpleQueue()
-    port, key = gorila.accept_bundles(inbox, 1, quick("--num-bundles", "3"))
+    inbox, listener = queue.SimpleQueue(), gorila.Listener(("localhost", 0), authkey=b"key")
+    threading.Thread(target=gorila.accept, args=(inbox, listener, 3), daemon=True).start()
+    port, key = listener.address[1], "key"
     with pytest.raises(multiprocessing.AuthenticationError):
         Client(("localhost", port), authkey=b"guessed")
     report = {"episodes": [[1.5, 3]], "metrics": {"a": -1e-300, "π": 2**60}, "outlier": False}
@@ -383,7 +383,7 @@ def test_a_bundle_that_comes_too_late_is_told_to_stop():
 @pytest.fixture
 def in_threads(monkeypatch):
     """Bundles are threads, connected with the server by queues: what a run learns does not depend on processes."""
-    errors = []
+    errors, running = [], []
 
     def play(inbox, bundle, args):
         answers = queue.SimpleQueue()
@@ -399,19 +399,19 @@ def in_threads(monkeypatch):
             errors.append(error)
         inbox.put((bundle, None, None, None))
 
-    def accept(inbox, num_machines, args):
-        for bundle in range(args.num_bundles):
-            threading.Thread(target=play, args=(inbox, bundle, args), daemon=True).start()
-        return 0, ""
+    def accept(inbox, _, num_bundles):
+        for bundle in range(num_bundles):
+            threading.Thread(target=play, args=(inbox, bundle, running[-1]), daemon=True).start()
 
     start = gorila.train
 
     def train(args):
+        running.append(args)
         result = start(args)
         assert not errors
         return result
 
-    monkeypatch.setattr(gorila, "accept_bundles", accept)
+    monkeypatch.setattr(gorila, "accept", accept)
     monkeypatch.setattr(gorila, "start_bundles", lambda *_: None)
     return train
 
