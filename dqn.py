@@ -13,9 +13,9 @@ Update   L = E[huber(y - Q(s,a))] over a batch drawn uniformly from the replay b
 Departs  Adam instead of RMSProp, its step size annealed; several environments, stepped in parallel; the gradient's
          norm is clipped; truncated episodes bootstrap from their last observation; the target network is refreshed
          every N environment steps rather than every N updates; evaluation with ε = 0; --dueling does not rescale the
-         gradient of the shared layers by 1/√2 and shares all hidden layers but Atari's last. Atari: no sticky actions,
-         no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1 and a lost life is
-         terminal, for learning only
+         gradient of the shared layers by 1/√2 and shares all hidden layers but Atari's last. The mean of each frame is
+         subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards
+         clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   greedy return 500.0 ± 0.0 (10 seeds)
@@ -57,7 +57,6 @@ def parse_args(argv=None):
     add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=4, help="environments stepped in parallel")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
-    add("--adam-eps", type=number(float, 1e-12), default=1e-8, help="Adam's ε; 1.5e-4 for Atari (Rainbow)")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--buffer-size", type=number(int, 1), default=50_000, help="transitions to replay; 7 KB each for Atari")
@@ -133,7 +132,13 @@ class QNetwork(nn.Module):
     def forward(self, obs):
         """(batch, *obs_shape), frames as uint8 -> Q values (batch, num_actions)."""
         obs = obs.float()
-        features = self.body(obs / self.bound if obs.ndim == 2 else obs / 255)
+        if obs.ndim == 2:
+            obs = obs / self.bound
+        else:
+            obs = obs / 255
+            # Otherwise Pong's constant bright background soon kills many filters of the first layer.
+            obs = obs - obs.mean((-2, -1), keepdim=True)
+        features = self.body(obs)
         advantage = self.advantage(features)
         if self.value is None:
             return advantage
@@ -263,7 +268,7 @@ def train(args):
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling)
     q_network.to(args.device, memory_format=torch.channels_last)  # convolutions are faster in this layout
     target_network = copy.deepcopy(q_network).requires_grad_(False)
-    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
+    optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
     modules = {"agent": q_network, "target_network": target_network, "optimizer": optimizer}
     start_step, run_id = 0, None
     if args.resume:

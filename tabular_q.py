@@ -137,7 +137,7 @@ def policy_evaluation(transitions, policy, gamma):
     has_value = np.ones(num_states, bool)
     if gamma == 1:
         can_end = can_reach(p_pi, np.bincount(s, weight * terminated, num_states) > 0)
-        has_value = ~can_reach(p_pi, ~can_end)  # π never leads to a state that it cannot end from
+        has_value = ~can_reach(p_pi, ~can_end)  # π never leads to a state from which it cannot terminate
     values = np.full(num_states, np.nan)
     equations = np.eye(num_states) - gamma * p_pi
     values[has_value] = np.linalg.solve(equations[np.ix_(has_value, has_value)], r_pi[has_value])
@@ -185,7 +185,9 @@ def train(args):
         _, optimal_values = policy_iteration(env.unwrapped.P, args.gamma)  # the learners do not see it
     if args.algorithm == "policy_iteration":
         if np.isnan(exact_values(env, q, optimal_values, args.gamma).get("charts/optimal_value", np.nan)):
-            raise RunError("--algorithm policy_iteration: needs P, initial_state_distrib and, for --gamma 1, an end")
+            raise RunError(
+                "--algorithm policy_iteration: needs P and initial_state_distrib; with --gamma 1 episodes must end"
+            )
         q = action_values(env.unwrapped.P, optimal_values, args.gamma).tolist()
 
     history = []

@@ -16,9 +16,9 @@ Server   makes one Adam step per gradient, in order of arrival. It drops a gradi
 Faults   A bundle that dies does not stop the others. If the server dies, all bundles end.
 Departs  Adam instead of AdaGrad, its step size annealed; one server, not sharded over machines; a bundle fetches the
          weights before it acts rather than between acting and learning; each actor steps several environments in
-         parallel; the gradient's norm is clipped; truncated episodes bootstrap from their last observation. Atari: no
-         sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1 and a
-         lost life is terminal, for learning only
+         parallel; the gradient's norm is clipped; truncated episodes bootstrap from their last observation. The mean
+         of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey
+         frames, rewards clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again. With
          torchrun, every machine needs the checkpoint
 Run      python related/gorila.py
@@ -69,7 +69,6 @@ def parse_args(argv=None):
     add("--num-bundles", type=number(int, 1), default=2, help="processes that act and learn, on each machine")
     add("--num-envs", type=number(int, 1), default=4, help="environments per bundle, stepped together")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
-    add("--adam-eps", type=number(float, 1e-12), default=1e-8, help="Adam's ε; 1.5e-4 for Atari (Rainbow)")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--max-gradient-delay", type=number(int, 0), default=20, help="drop gradients that are more updates late")
     add("--outlier-stds", type=number(float, 0), default=6.0, help="discard losses this far above the mean")
@@ -143,7 +142,13 @@ class QNetwork(nn.Module):
     def forward(self, obs):
         """(batch, *obs_shape), frames as uint8 -> Q values (batch, num_actions)."""
         obs = obs.float()
-        features = self.body(obs / self.bound if obs.ndim == 2 else obs / 255)
+        if obs.ndim == 2:
+            obs = obs / self.bound
+        else:
+            obs = obs / 255
+            # Otherwise Pong's constant bright background soon kills many filters of the first layer.
+            obs = obs - obs.mean((-2, -1), keepdim=True)
+        features = self.body(obs)
         advantage = self.advantage(features)
         if self.value is None:
             return advantage
@@ -374,7 +379,7 @@ def train(args):
     obs_space, num_actions = envs.single_observation_space, int(envs.single_action_space.n)
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling).to(args.device)
     weights = flatten_parameters(q_network)
-    optimizer = torch.optim.Adam([weights], lr=args.learning_rate, eps=args.adam_eps, fused=True)
+    optimizer = torch.optim.Adam([weights], lr=args.learning_rate, fused=True)
     global_step, run_id = 0, None
     if args.resume:
         checkpoint = load_checkpoint(args.resume, agent=q_network, optimizer=optimizer)

@@ -338,7 +338,7 @@ def test_policy_iteration_as_a_run(tmp_path, capsys):
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     np.testing.assert_array_equal(torch.load(path, weights_only=True)["agent"]["q"], q)
     for env_id in ("SeaTable-v0", "PaidTable-v0"):
-        with pytest.raises(tabular_q.RunError, match="--algorithm policy_iteration: needs P, initial_state_"):
+        with pytest.raises(tabular_q.RunError, match="--algorithm policy_iteration: needs P and initial_state_"):
             tabular_q.train(quick(flags, f"--env-id {env_id}"))
     assert len(list(tmp_path.glob("runs/*"))) == 1
 
