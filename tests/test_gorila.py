@@ -654,7 +654,7 @@ def test_two_machines_are_two_torchrun_commands(tmp_path):
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     flags = (
-        "--total-timesteps 10000 --num-bundles 2 --num-envs 8 --train-interval 16 --learning-starts 64 --batch-size 8 "
+        "--total-timesteps 30000 --num-bundles 2 --num-envs 8 --train-interval 16 --learning-starts 64 --batch-size 8 "
         "--log-interval 1000 --wandb-mode disabled --eval-episodes 2"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -670,14 +670,17 @@ def test_two_machines_are_two_torchrun_commands(tmp_path):
         for line in runs[0].stdout:
             if line.startswith("step"):
                 break
-        os.kill(bundles_of(runs[1].pid)[0], signal.SIGKILL)
+        while len(bundles := bundles_of(runs[1].pid)) < 2 or not all(has_socket(bundle) for bundle in bundles):
+            time.sleep(0.1)
+        time.sleep(1)  # until both have sent a message
+        os.kill(bundles[0], signal.SIGKILL)
         outs = [process.communicate(timeout=300) for process in runs]
         stack.pop_all()
     assert [process.returncode for process in runs] == [0, 0], outs
     assert outs[0][0].count("died") == 1 and "died, 3 left" in outs[0][0] and outs[1][0] == ""
     assert "evaluation  return" in outs[0][0]
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
-    assert torch.load(path, weights_only=True)["global_step"] >= 10_000
+    assert torch.load(path, weights_only=True)["global_step"] >= 30_000
 
 
 def bundles_of(pid):
@@ -688,3 +691,9 @@ def bundles_of(pid):
 
     (script,) = children(pid)
     return [child for child in children(script) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def has_socket(pid):
+    """Return whether a process has opened a socket."""
+    links = [link for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    return any("socket" in os.readlink(link) for link in links)
