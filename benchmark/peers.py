@@ -2,13 +2,15 @@
 
     python benchmark/peers.py speed        steps/s in turns, in 5 rounds of some 4 minutes; --only a2c for one script
     python benchmark/peers.py curves       returns on CartPole-v1, each with its authors' settings; 5 minutes a seed
+    python benchmark/peers.py control      a2c.py and Stable-Baselines3's A2C on MuJoCo, in turns; 50 minutes a seed
     python benchmark/peers.py agreement    a2c.py and Stable-Baselines3: equal data and weights -> equal updates
     python benchmark/peers.py today        how the programs of other repositories end on today's libraries; 5 minutes
 
 Virtual environments are made at benchmark/.venv-NAME where they are missing, from PINS (once, some minutes of
 downloading), and SOURCES cloned into benchmark/.venv-sources; a clone that lies there already is taken as it is. All
 but `today` goes on in that of Stable-Baselines3. Each program runs in a process of its own, with one thread where the
-network is tiny. Results: speeds.csv, peers_curves.csv and peers_today.csv in benchmark/results.
+network is tiny. The results are in benchmark/results: speeds.csv, peers_curves.csv, control.csv, control_curves.csv and
+peers_today.csv.
 """
 
 import argparse
@@ -23,15 +25,16 @@ import tempfile
 import time
 import venv
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from run import RESULTS, ROOT, fingerprint, fresh, read_csv, setting, timed_train, write_csv
+from run import RESULTS, ROOT, curve, fingerprint, fresh, read_csv, setting, timed_train, write_csv
 
 PINS = {
     "sb3": "stable-baselines3==2.9.2 torch==2.13.0 gymnasium==1.4.0 numpy==2.4.6 wandb==0.31.0 ale-py==0.12.1 "
-    "opencv-python-headless==4.13.0.92",
+    "mujoco==4.0.0 opencv-python-headless==4.13.0.92",
     "cleanrl": "torch==2.4.1 gymnasium==0.29.1 numpy==1.24.4 tyro==0.5.10 tensorboard==2.11.2 protobuf==3.20.3 "
     "psutil==5.9.5 setuptools==67.7.2",  # its own
     "today": "torch==2.13.0 gymnasium[classic-control,atari]==1.4.0 gym==0.26.2 numpy==2.4.6 opencv-python-headless "
@@ -126,6 +129,25 @@ def sb3_dqn(steps, seed):
     zoo |= {"target_update_interval": 10, "train_freq": 256, "gradient_steps": 128, "exploration_fraction": 0.16}
     zoo |= {"exploration_final_eps": 0.04, "policy_kwargs": {"net_arch": [256, 256]}}
     return learned(DQN("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=seed), seed=seed, device="cpu", **zoo), steps)
+
+
+def sb3_control(env_id, steps, seed):
+    """Its A2C on MuJoCo with the zoo's settings for such robots, which normalize -> episodes, 20 greedy returns."""
+    import torch
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    torch.set_num_threads(1)
+    zoo = {"n_steps": 8, "gamma": 0.99, "gae_lambda": 0.9, "vf_coef": 0.4, "ent_coef": 0.0, "max_grad_norm": 0.5}
+    zoo |= {"learning_rate": lambda left: 9.6e-4 * left, "use_rms_prop": True, "normalize_advantage": False}
+    zoo |= {"use_sde": True, "policy_kwargs": {"log_std_init": -2, "ortho_init": False}}
+    envs = VecNormalize(make_vec_env(env_id, 4, seed=seed), gamma=zoo["gamma"])
+    model = A2C("MlpPolicy", envs, seed=seed, device="cpu", **zoo)
+    episodes, _ = learned(model, steps)
+    envs.training = envs.norm_reward = False
+    return episodes, evaluate_policy(model, envs, n_eval_episodes=20, return_episode_rewards=True)[0]
 
 
 def sb3_pong(steps, seed):
@@ -301,6 +323,8 @@ AS_CLEANRL = (  # its dqn.py's defaults in our flags; its learning rate stays, w
 )
 A2C = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in EQUAL.items()) + " --num-envs 8 --num-steps 5"
 A2C += " --log-interval 125000"  # one checkpoint, as the peer writes none
+CONTROL = ["InvertedPendulum-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
+CONTROL_SETTINGS = f"@{ROOT / 'settings' / 'a2c_MuJoCo.txt'}"
 PSI = "--psi reward_to_go"
 PAAC = "--num-envs 32 --num-steps 5 --device cpu"
 NIPS = f"{PAAC} --network nips"
@@ -357,6 +381,42 @@ def curves(args):
                 rows.append(row | setting() | {"date": date.today()})
             print(f"seed {seed}  {peer} {script}: {rows[-1]['mean_return']} after {seconds[-1]:.0f} s", flush=True)
             write_csv(RESULTS / "peers_curves.csv", rows)
+
+
+def our_control(env_id, steps, seed):
+    """a2c.py with settings/a2c_MuJoCo.txt -> episodes, without their seconds, and 20 greedy returns."""
+    flags = [CONTROL_SETTINGS, "--env-id", env_id, "--total-timesteps", str(steps), "--seed", str(seed)]
+    run = timed_train(importlib.import_module("a2c"), flags)
+    return [(step, run.seconds * step / run.steps, value) for step, value in run.history], run.returns
+
+
+def control(args, steps=1_000_000):
+    """Train a2c.py and Stable-Baselines3's A2C in turns on four robots -> control.csv, control_curves.csv.
+
+    A row has the mean of the last 100 training episodes, and of 20 greedy ones. Rows of an earlier call are kept.
+    """
+    path, curves_path = RESULTS / "control.csv", RESULTS / "control_curves.csv"
+    for seed in range(1, args.seeds + 1):
+        for env_id in CONTROL:
+            for program, play in (("a2c.py", our_control), ("Stable-Baselines3", sb3_control)):
+                key = {"program": program, "env_id": env_id, "seed": seed}
+                code = fingerprint("a2c") if play is our_control else version("stable-baselines3")
+                if any(all(row[name] == str(key[name]) for name in key) for row in read_csv(path)):
+                    continue
+                episodes, greedy = fresh(play, env_id, steps, seed)
+                seconds, points = episodes[-1][1], curve([(step, value) for step, _, value in episodes], steps)
+                row = key | {"steps": steps, "train_seconds": round(seconds, 1), "training": points[-1][1]}
+                row |= {f"eval_{f.__name__}": round(float(f(greedy)), 1) for f in (np.mean, np.std)} | {"code": code}
+                points = [key | {"global_step": x, "mean_return": y} for x, y in points]
+                write_csv(curves_path, read_csv(curves_path) + points)
+                write_csv(path, [*read_csv(path), row | {"date": date.today()} | setting()])
+                print(*(row[name] for name in row if name not in ("steps", "code")), flush=True)
+    rows = read_csv(path)
+    for env_id in CONTROL:
+        for program in ("a2c.py", "Stable-Baselines3"):
+            some = [row for row in rows if (row["env_id"], row["program"]) == (env_id, program)]
+            means = [np.array([float(row[name]) for row in some]) for name in ("training", "eval_mean")]
+            print(f"| {env_id} | {program} |", " | ".join(f"{x.mean():.0f} ± {x.std():.0f}" for x in means), "|")
 
 
 # Agreement of a2c.py and Stable-Baselines3
@@ -571,19 +631,20 @@ def today(_):
 def main():
     """Parse, see to the environment, run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "curves", "agreement", "today"])
+    parser.add_argument("what", choices=["speed", "curves", "control", "agreement", "today"])
     parser.add_argument("--rounds", type=int, default=5, help="speed: how often it is measured (default: 5)")
     parser.add_argument(
         "--only", choices=sorted({script for script, *_ in CONTESTS.values()}), help="speed: one script"
     )
-    parser.add_argument("--seeds", type=int, default=2, help="curves: the seeds 1 to N (default: 2)")
+    parser.add_argument("--seeds", type=int, default=2, help="curves, control: the seeds 1 to N (default: 2)")
     args = parser.parse_args()
     if min(args.rounds, args.seeds) < 1:
         parser.error("--rounds and --seeds start at 1")
     python = Path(sys.executable) if args.what == "today" else interpreter("sb3")
     if python != Path(sys.executable):
         sys.exit(subprocess.run([python, __file__, *sys.argv[1:]]).returncode)
-    {"speed": speed, "curves": curves, "agreement": agreement, "today": today}[args.what](args)
+    programs = [speed, curves, control, agreement, today]
+    {program.__name__: program for program in programs}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Print and draw what is stored in benchmark/results.
 
     python benchmark/report.py tables     returns over seeds, and speeds beside peers, in Markdown
-    python benchmark/report.py figures    learning curves beside those of peers: seconds.png, steps.png, a3c_masked.png
+    python benchmark/report.py figures    learning curves beside those of peers: seconds.png, steps.png, a3c_masked.png,
+                                          control.png
     python benchmark/report.py gif VIDEO GIF    four seconds of a recorded episode, such as video/rl-video-episode-0.mp4
 
 Returns: of each seed's mean over its evaluation episodes the mean, deviation, lowest and interquartile mean, which is
@@ -81,7 +82,7 @@ def our_curves(name, axis):
 
 
 def figures():
-    """All panels over seconds and over steps, and A3C with and without a memory."""
+    """All panels over seconds and over steps, A3C with and without a memory, and A2C on MuJoCo."""
     for axis, xlabel in (("seconds", "training time (s)"), ("global_step", "environment steps")):
         fig, panels = axes("", xlabel, nrows=2, ncols=3, figsize=(13, 7.5), dpi=130)
         for ax, (name, (title, peers)) in zip(panels.flat, PANELS.items(), strict=True):
@@ -101,6 +102,16 @@ def figures():
         curves = stored_curves(f"a3c_masked_{name}_curves")
         band(ax, curves, f"{label}, mean of {len(curves)} seeds", color)
     fig.savefig(RESULTS / "a3c_masked.png")
+
+    env_ids = list(dict.fromkeys(row["env_id"] for row in read_csv(RESULTS / "control.csv")))
+    fig, panels = axes("", "environment steps", nrows=1, ncols=len(env_ids), figsize=(16, 4), dpi=130)
+    for ax, env_id in zip(panels, env_ids, strict=True):
+        for program, color in {"Stable-Baselines3": COLORS["Stable-Baselines3"], "a2c.py": "#0072B2"}.items():
+            curves = stored_curves("control_curves", program=program, env_id=env_id)
+            band(ax, curves, f"{program}, {len(curves)} seeds", color)
+        ax.set_title(env_id, fontsize=14)
+        ax.set_ylabel("return" if ax is panels[0] else "")
+    fig.savefig(RESULTS / "control.png")
 
 
 def gif(video, path):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(path) for path in (HERE.parent, HERE.parent / "related", HERE)]  # the scripts, and probes.py
@@ -19,6 +20,7 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # in the processes it starts
     for name in ("WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(wandb, "run", None)  # which a test that ends without wandb.finish would leave set
 
 
 @pytest.fixture
