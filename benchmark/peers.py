@@ -33,7 +33,7 @@ import numpy as np
 from run import RESULTS, ROOT, curve, fingerprint, fresh, read_csv, setting, timed_train, write_csv
 
 PINS = {
-    "sb3": "stable-baselines3==2.9.2 torch==2.13.0 gymnasium==1.4.0 numpy==2.4.6 wandb==0.31.0 ale-py==0.12.1 "
+    "sb3": "stable-baselines3==2.9.2 torch==2.13.0 gymnasium[mujoco]==1.4.0 numpy==2.4.6 wandb==0.31.0 ale-py==0.12.1 "
     "mujoco==4.0.0 opencv-python-headless==4.13.0.92",
     "cleanrl": "torch==2.4.1 gymnasium==0.29.1 numpy==1.24.4 tyro==0.5.10 tensorboard==2.11.2 protobuf==3.20.3 "
     "psutil==5.9.5 setuptools==67.7.2",  # its own
