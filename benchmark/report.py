@@ -111,6 +111,9 @@ def figures():
             band(ax, curves, f"{program}, {len(curves)} seeds", color)
         ax.set_title(env_id, fontsize=14)
         ax.set_ylabel("return" if ax is panels[0] else "")
+        ax.locator_params(axis="x", nbins=4)
+        if ax is not panels[0]:
+            ax.get_legend().remove()
     fig.savefig(RESULTS / "control.png")
 
 
