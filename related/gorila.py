@@ -503,11 +503,11 @@ def run_bundle(bundle, host, port, key, args):
             sys.exit(f"{SCRIPT}.py: error: lost the connection to the parameter server" if is_first else 1)
         return torch.as_tensor(server_weights), counts
 
-    try:
-        with Client((host, port), authkey=key.encode()) as connection:
+    with Client((host, port), authkey=key.encode()) as connection:
+        try:
             act_and_learn(exchange, bundle, args)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is about to end anyway
+        finally:  # before the connection closes: the server then sends SIGTERM, which would hide an error
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def end_after_parent():
