@@ -384,7 +384,7 @@ def curves(args):
 
 
 def our_control(env_id, steps, seed):
-    """a2c.py with settings/a2c_MuJoCo.txt -> episodes, without their seconds, and 20 greedy returns."""
+    """a2c.py with settings/a2c_MuJoCo.txt -> episodes, their seconds by their steps, and 20 greedy returns."""
     flags = [CONTROL_SETTINGS, "--env-id", env_id, "--total-timesteps", str(steps), "--seed", str(seed)]
     run = timed_train(importlib.import_module("a2c"), flags)
     return [(step, run.seconds * step / run.steps, value) for step, value in run.history], run.returns
@@ -408,7 +408,8 @@ def control(args, steps=1_000_000):
                 row = key | {"steps": steps, "train_seconds": round(seconds, 1), "training": points[-1][1]}
                 row |= {f"eval_{f.__name__}": round(float(f(greedy)), 1) for f in (np.mean, np.std)} | {"code": code}
                 points = [key | {"global_step": x, "mean_return": y} for x, y in points]
-                write_csv(curves_path, read_csv(curves_path) + points)
+                others = [x for x in read_csv(curves_path) if any(x[name] != str(key[name]) for name in key)]
+                write_csv(curves_path, others + points)
                 write_csv(path, [*read_csv(path), row | {"date": date.today()} | setting()])
                 print(*(row[name] for name in row if name not in ("steps", "code")), flush=True)
     rows = read_csv(path)

@@ -606,6 +606,25 @@ def test_a_bundle_that_dies_before_it_connects_is_noticed(monkeypatch, forkserve
         gorila.train(quick())
 
 
+def test_a_bundle_ignores_sigterm_before_its_connection_closes(monkeypatch, handlers):
+    """The server sends it as soon as it sees that, and the bundle may have an error to print."""
+    at_close = []
+
+    @contextlib.contextmanager
+    def client(*_, **__):
+        try:
+            yield
+        finally:
+            at_close.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(gorila, "Client", client)
+    monkeypatch.setattr(gorila, "act_and_learn", lambda *_: 1 / 0)
+    monkeypatch.setattr(gorila, "end_after_parent", lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        gorila.run_bundle(0, "localhost", 1, "key", quick())
+    assert at_close == [signal.SIG_IGN]
+
+
 def test_faults_in_the_shell_leave_no_process():
     """Four runs at the same time, each with its own fault; a bundle whose server was killed says so in one line."""
     died = "gorila.py: error: lost the connection to the parameter server\n"
