@@ -167,6 +167,7 @@ def test_pep_723_block_agrees_with_imports_and_requirements(name):
         assert [int(x) for x in bound.split(".")] <= [int(x) for x in pins[package].split(".")], package
 
 
+@cache
 def texts(source):
     """Return {name: text} of all functions, methods, and classes without methods."""
     lines, found = source.splitlines(), {}
@@ -669,7 +670,8 @@ def test_a_video_of_an_environment_that_cannot_render_is_refused_before_training
 def test_wandb_offline_run_read_back(name, tmp_path, capfd):
     """The data that W&B holds after a run, the video and the script included."""
     wandb.teardown()  # makes it forget the folder of an earlier test
-    module, args = quick(name, "--wandb-mode", "offline", "--seed", "7", "--capture-video")
+    short = ["--env-kwargs", '{"max_episode_steps": 20}']  # a long video takes seconds
+    module, args = quick(name, "--wandb-mode", "offline", "--seed", "7", "--capture-video", *short)
     module.train(args)
     out, err = capfd.readouterr()
     assert "wandb leet" in err and "wandb sync" in err

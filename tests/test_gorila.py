@@ -669,11 +669,11 @@ def test_faults_in_the_shell_leave_no_process():
 
 
 def test_two_machines_are_two_torchrun_commands(tmp_path):
-    """Both on this machine; a bundle of the second one is killed, and the run goes on to its end."""
+    """Both on this machine; the bundle of the second one is killed, and the run continues to its end."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     flags = (
-        "--total-timesteps 30000 --num-bundles 2 --num-envs 8 --train-interval 16 --learning-starts 64 --batch-size 8 "
+        "--total-timesteps 30000 --num-bundles 1 --num-envs 8 --train-interval 16 --learning-starts 64 --batch-size 8 "
         "--log-interval 1000 --wandb-mode disabled --eval-episodes 2"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -689,14 +689,14 @@ def test_two_machines_are_two_torchrun_commands(tmp_path):
         for line in runs[0].stdout:
             if line.startswith("step"):
                 break
-        while len(bundles := bundles_of(runs[1].pid)) < 2 or not all(has_socket(bundle) for bundle in bundles):
+        while not (bundles := bundles_of(runs[1].pid)) or not has_socket(bundles[0]):
             time.sleep(0.1)
-        time.sleep(1)  # until both have sent a message
+        time.sleep(1)  # until it has sent a message
         os.kill(bundles[0], signal.SIGKILL)
         outs = [process.communicate(timeout=300) for process in runs]
         stack.pop_all()
     assert [process.returncode for process in runs] == [0, 0], outs
-    assert outs[0][0].count("died") == 1 and "died, 3 left" in outs[0][0] and outs[1][0] == ""
+    assert outs[0][0].count("died") == 1 and "died, 1 left" in outs[0][0] and outs[1][0] == ""
     assert "evaluation  return" in outs[0][0]
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     assert torch.load(path, weights_only=True)["global_step"] >= 30_000
