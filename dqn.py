@@ -6,16 +6,17 @@
 
 Papers   Mnih et al. 2015 (doi:10.1038/nature14236), Alg. 1; --double: van Hasselt et al. 2016 (arXiv:1509.06461);
          --dueling: Wang et al. 2016 (arXiv:1511.06581), eq. 9; --network nips: Mnih et al. 2013 (arXiv:1312.5602)
-Update   L = E[huber(y - Q(s,a))] over a batch drawn uniformly from the replay buffer    one Adam step per batch
+Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the replay buffer    one Adam step per batch
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
-         huber(x) = x²/2, and |x| - 1/2 where |x| > 1: the paper's clipping of the TD error to ±1; y is a constant
-         Q⁻ is a copy of Q, refreshed every target_update_interval steps
-Departs  Adam instead of RMSProp, its step size annealed; several environments, stepped in parallel; the gradient's
-         norm is clipped; truncated episodes bootstrap from their last observation; the target network is refreshed
-         every N environment steps rather than every N updates; evaluation with ε = 0; --dueling does not rescale the
-         gradient of the shared layers by 1/√2 and shares all hidden layers but Atari's last. The mean of each frame is
-         subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards
-         clipped to ±1 and a lost life is terminal, for learning only
+         y is a constant; Q⁻ is a copy of Q, refreshed every target_update_interval steps
+         --loss huber: |x| - 1/2 in place of x²/2 where |x| > 1, the paper's clipping of the TD error to ±1
+Departs  by default TD errors are not clipped: where returns reach 100, as on CartPole, clipping them gives terminal
+         states too little weight. Adam instead of RMSProp, its step size annealed; several environments, stepped in
+         parallel; the gradient's norm is clipped; truncated episodes bootstrap from their last observation; the target
+         network is refreshed every N environment steps rather than every N updates; evaluation with ε = 0; --dueling
+         does not rescale the gradient of the shared layers by 1/√2 and shares all hidden layers but Atari's last. The
+         mean of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84
+         grey frames, rewards clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   greedy return 500.0 ± 0.0 (10 seeds)
@@ -64,7 +65,7 @@ def parse_args(argv=None):
     add("--learning-starts", type=number(int, 0), default=1_000, help="environment steps before the first update")
     add("--train-interval", type=number(int, 1), default=4, help="environment steps between updates")
     add("--gradient-steps", type=number(int, 1), default=1, help="gradient steps per update")
-    add("--target-update-interval", type=number(int, 1), default=500, help="environment steps between copies to Q⁻")
+    add("--target-update-interval", type=number(int, 1), default=250, help="environment steps between copies to Q⁻")
     add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="initial ε, the share of random actions")
     add("--epsilon-end", type=number(float, 0, 1), default=0.05, help="final ε")
     add("--epsilon-steps", type=number(int, 1), default=10_000, help="environment steps over which ε decays linearly")
@@ -73,7 +74,7 @@ def parse_args(argv=None):
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
-    add("--loss", default="huber", choices=["huber", "squared"], help="huber clips the TD error's gradient to ±1")
+    add("--loss", default="squared", choices=["squared", "huber"], help="huber clips the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
     add("--pixels", action="store_true", help="learn from rendered frames instead of states")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")

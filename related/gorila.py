@@ -5,20 +5,20 @@
 """Gorila: distributed DQN, with a parameter server and bundles of an actor, a replay buffer and a learner.
 
 Paper    Nair et al. 2015 (arXiv:1507.04296), Alg. 1, in its bundled mode
-Update   L = E[huber(y - Q(s,a))] over a batch drawn uniformly from the bundle's own replay buffer
+Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the bundle's own replay buffer
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
-         huber(x) = x²/2, and |x| - 1/2 where |x| > 1; --loss squared: x²/2; y is a constant
+         --loss huber: |x| - 1/2 in place of x²/2 where |x| > 1; y is a constant
 Bundle   fetches the weights from the server, acts, and sends the gradient of L at these weights. It discards gradients
          whose loss exceeds the mean of its recent losses by more than outlier_stds standard deviations. Every
          target_update_interval updates of the server it copies the weights that it has just fetched to Q⁻.
 Server   makes one Adam step per gradient, in order of arrival. It drops a gradient computed from weights that are more
          than max_gradient_delay updates old, because other bundles' gradients have been applied since.
 Faults   A bundle that dies does not stop the others. If the server dies, all bundles end.
-Departs  Adam instead of AdaGrad, its step size annealed; one server, not sharded over machines; a bundle fetches the
-         weights before it acts rather than between acting and learning; each actor steps several environments in
-         parallel; the gradient's norm is clipped; truncated episodes bootstrap from their last observation. The mean
-         of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey
-         frames, rewards clipped to ±1 and a lost life is terminal, for learning only
+Departs  TD errors are not clipped by default; Adam instead of AdaGrad, its step size annealed; one server, not sharded
+         over machines; a bundle fetches the weights before it acts rather than between acting and learning; each actor
+         steps several environments in parallel; the gradient's norm is clipped; truncated episodes bootstrap from their
+         last observation. The mean of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30
+         no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again. With
          torchrun, every machine needs the checkpoint
 Run      python related/gorila.py
@@ -77,7 +77,7 @@ def parse_args(argv=None):
     add("--batch-size", type=number(int, 1), default=128, help="transitions per gradient")
     add("--learning-starts", type=number(int, 0), default=1_000, help="a bundle's steps before its first gradient")
     add("--train-interval", type=number(int, 1), default=4, help="a bundle's steps between gradients")
-    add("--target-update-interval", type=number(int, 1), default=125, help="updates of the server between copies to Q⁻")
+    add("--target-update-interval", type=number(int, 1), default=60, help="updates of the server between copies to Q⁻")
     add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="initial ε, the share of random actions")
     add("--epsilon-end", type=number(float, 0, 1), default=0.05, help="final ε")
     add("--epsilon-steps", type=number(int, 1), default=10_000, help="environment steps over which ε decays linearly")
@@ -85,7 +85,7 @@ def parse_args(argv=None):
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
-    add("--loss", default="huber", choices=["huber", "squared"], help="huber clips the TD error's gradient to ±1")
+    add("--loss", default="squared", choices=["squared", "huber"], help="huber clips the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
