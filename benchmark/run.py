@@ -279,7 +279,7 @@ def main():
         return check_same(name, script, flags)
     if other := {row["command"] for row in rows} - {command}:
         parser.error(f"{path.relative_to(ROOT)} holds runs of {other.pop()}: remove it or choose another --name")
-    if missing and {row["code"] for row in rows} - {fingerprint(script)}:
+    if {row["code"] for row in rows} - {fingerprint(script)}:
         parser.error(f"{path.relative_to(ROOT)} holds runs of another version: remove it, or see --same")
     print(f"{command}    {wanted.total_timesteps:,} steps per seed, {len(missing)} of {args.seeds} seeds to run")
     run_seeds(name, script, flags, missing, args.jobs)
