@@ -60,7 +60,7 @@ def parse_args(argv=None):
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
-    add("--buffer-size", type=number(int, 1), default=50_000, help="transitions to replay; 7 KB each for Atari")
+    add("--buffer-size", type=number(int, 1), default=100_000, help="transitions to replay; 7 KB each for Atari")
     add("--batch-size", type=number(int, 1), default=128, help="transitions per gradient step")
     add("--learning-starts", type=number(int, 0), default=1_000, help="environment steps before the first update")
     add("--train-interval", type=number(int, 1), default=4, help="environment steps between updates")
