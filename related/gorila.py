@@ -73,7 +73,7 @@ def parse_args(argv=None):
     add("--max-gradient-delay", type=number(int, 0), default=20, help="drop gradients that are more updates late")
     add("--outlier-stds", type=number(float, 0), default=6.0, help="discard losses this far above the mean")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
-    add("--buffer-size", type=number(int, 1), default=50_000, help="transitions per bundle; 7 KB each for Atari")
+    add("--buffer-size", type=number(int, 1), default=100_000, help="transitions per bundle; 7 KB each for Atari")
     add("--batch-size", type=number(int, 1), default=128, help="transitions per gradient")
     add("--learning-starts", type=number(int, 0), default=1_000, help="a bundle's steps before its first gradient")
     add("--train-interval", type=number(int, 1), default=4, help="a bundle's steps between gradients")
