@@ -10,13 +10,13 @@ Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the replay 
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          y is a constant; Q⁻ is a copy of Q, refreshed every target_update_interval steps
          --loss huber: |x| - 1/2 in place of x²/2 where |x| > 1, the paper's clipping of the TD error to ±1
-Departs  by default TD errors are not clipped: where returns reach 100, as on CartPole, clipping them gives terminal
-         states too little weight. Adam instead of RMSProp, its step size annealed; several environments, stepped in
-         parallel; the gradient's norm is clipped; truncated episodes bootstrap from their last observation; the target
-         network is refreshed every N environment steps rather than every N updates; evaluation with ε = 0; --dueling
-         does not rescale the gradient of the shared layers by 1/√2 and shares all hidden layers but Atari's last. The
-         mean of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84
-         grey frames, rewards clipped to ±1 and a lost life is terminal, for learning only
+Departs  TD errors are clipped only by --loss huber, and gradients only where their norm exceeds 1000: where returns
+         reach 100, as on CartPole, clipping gives terminal states too little weight. Adam instead of RMSProp, its step
+         size annealed; several environments, stepped in parallel; truncated episodes bootstrap from their last
+         observation; the target network is refreshed every N environment steps rather than every N updates; evaluation
+         with ε = 0; --dueling does not rescale the gradient of the shared layers by 1/√2 and shares all hidden layers
+         but Atari's last. The mean of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30
+         no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1 and a lost life is terminal, for learning only
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   greedy return 500.0 ± 0.0 (10 seeds)
@@ -75,7 +75,7 @@ def parse_args(argv=None):
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
     add("--loss", default="squared", choices=["squared", "huber"], help="huber clips the TD error's gradient to ±1")
-    add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
+    add("--max-grad-norm", type=number(float, 0), default=1000.0, help="clip the gradient's global norm to this")
     add("--pixels", action="store_true", help="learn from rendered frames instead of states")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
     add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
