@@ -9,7 +9,7 @@ Papers   Mnih et al. 2015 (doi:10.1038/nature14236), Alg. 1; --double: van Hasse
 Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the replay buffer    one Adam step per batch
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          y is a constant; Q⁻ is a copy of Q, refreshed every target_update_interval steps
-         --loss huber: |x| - 1/2 in place of x²/2 where |x| > 1, the paper's clipping of the TD error to ±1
+         --loss huber: |δ| - 1/2 in place of δ²/2 where |δ| > 1, for δ = y - Q(s,a): the paper's clipping to ±1
 Departs  TD errors are clipped only by --loss huber, and gradients only where their norm exceeds 1000: where returns
          reach 100, as on CartPole, clipping gives terminal states too little weight. Adam instead of RMSProp, its step
          size annealed; several environments, stepped in parallel; truncated episodes bootstrap from their last

@@ -7,7 +7,7 @@
 Paper    Nair et al. 2015 (arXiv:1507.04296), Alg. 1, in its bundled mode
 Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the bundle's own replay buffer
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
-         --loss huber: |x| - 1/2 in place of x²/2 where |x| > 1; y is a constant
+         --loss huber: |δ| - 1/2 in place of δ²/2 where |δ| > 1, for δ = y - Q(s,a); y is a constant
 Bundle   fetches the weights from the server, acts, and sends the gradient of L at these weights. It discards gradients
          whose loss exceeds the mean of its recent losses by more than outlier_stds standard deviations. Every
          target_update_interval updates of the server it copies the weights that it has just fetched to Q⁻.
