@@ -67,7 +67,7 @@ def parse_args(argv=None):
     add("--gradient-steps", type=number(int, 1), default=1, help="gradient steps per update")
     add("--target-update-interval", type=number(int, 1), default=250, help="environment steps between copies to Q⁻")
     add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="initial ε, the share of random actions")
-    add("--epsilon-end", type=number(float, 0, 1), default=0.05, help="final ε")
+    add("--epsilon-end", type=number(float, 0, 1), default=0.1, help="final ε")
     add("--epsilon-steps", type=number(int, 1), default=10_000, help="environment steps over which ε decays linearly")
     add("--exponential-epsilon", action="store_true", help="decay ε with time constant --epsilon-steps instead")
     add("--double", action="store_true", help="double DQN: choose a' by Q, value it by Q⁻")
