@@ -234,6 +234,10 @@ class Ragged(Cue):
         return {"legal": np.arange(np.random.default_rng().integers(1, 4))}
 
 
+class Awkward(ByDict, InPlace, Ragged):
+    """ByDict, InPlace and Ragged at the same time."""
+
+
 class Percent(Cue):
     """The action should be 75, within a range from 50 to 100."""
 
@@ -400,7 +404,7 @@ for probe in (
     Cue,
     ByDict,
     InPlace,
-    Ragged,
+    Awkward,
     Percent,
     WrongShape,
     Square,

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from wandb.util import get_core_path
 
 ROOT = Path(__file__).parents[1]
 PATHS = {name: ROOT / f"{name}.py" for name in "tabular_q reinforce dqn a2c a3c paac_gpu".split()}
@@ -250,7 +251,7 @@ def test_settings_belong_to_their_script(name, capsys):
     assert files or name == "reinforce" or PATHS[name].parent.name == "related"
     for path in files:
         assert module.parse_args([f"@{path}"]) != module.parse_args([])
-    other = "a3c_Pong" if name == "dqn" else "dqn_MountainCar-v0"
+    other = "a3c_Pong" if name == "dqn" else "dqn_Pong"
     with pytest.raises(SystemExit, match="2"):
         module.parse_args([f"@{ROOT}/settings/{other}.txt"])
     assert "unrecognized arguments: --" in capsys.readouterr().err
@@ -326,9 +327,9 @@ def test_same_seed_same_run_whatever_is_logged(name, short_run):
     assert history and all(isinstance(step, int) and isinstance(value, float) for step, value in history)
     assert 0 < history[0][0] <= history[-1][0] < 2 * run.args.total_timesteps
     module, args = quick(name, "--log-interval", "100000", "--eval-episodes", "0")
-    quiet, history_quiet = module.train(args)
-    same = history == history_quiet and np.array_equal(weights(run.agent), weights(quiet))
-    assert same or name in FREE
+    if name not in FREE:
+        quiet, history_quiet = module.train(args)
+        assert history == history_quiet and np.array_equal(weights(run.agent), weights(quiet))
     other, _ = module.train(quick(name, "--seed", "2", "--eval-episodes", "0")[1])
     assert not np.array_equal(weights(run.agent), weights(other))
 
@@ -421,8 +422,9 @@ def test_checkpoint_and_resume(name, short_run, tmp_path, capsys):
     assert re.search(logged, capsys.readouterr().out, re.M)
     assert torch.load(here, weights_only=True)["run_id"] == checkpoint["run_id"]
     assert not list(tmp_path.glob("runs/*"))  # a resumed run stays in its folder
-    again, history_again = module.train(module.parse_args([*flags, there, "--eval-episodes", "0"]))
-    assert (history == history_again and np.array_equal(weights(further), weights(again))) or name in FREE
+    if name not in FREE:
+        again, history_again = module.train(module.parse_args([*flags, there, "--eval-episodes", "0"]))
+        assert history == history_again and np.array_equal(weights(further), weights(again))
 
 
 def test_a_resumed_run_has_the_flags_of_its_checkpoint(name, short_run, tmp_path, monkeypatch):
@@ -571,29 +573,15 @@ def test_an_environment_that_raises_ends_the_run_with_its_own_error(name, tmp_pa
 # Environments that users bring
 
 
-@pytest.fixture(scope="session")
-def cue_run(tmp_path_factory):
-    """A function: name -> agent and history of a short run on Cue-v0."""
-
-    @cache
-    def run(name):
-        module, args = quick(name, "--env-id", "probes:Cue-v0", "--run-dir", str(tmp_path_factory.mktemp(name)))
-        return module.train(args)
-
-    return run
-
-
-@pytest.mark.parametrize("env", ["ByDict", "InPlace", "Ragged"])
-def test_environments_that_differ_in_form_alone_give_the_same_run(name, env, cue_run):
+def test_an_environment_that_differs_in_form_alone_gives_the_same_run(name):
     """Actions used as dictionary keys, observations overwritten in place, infos that cannot be stacked."""
     if name == "tabular_q":
         pytest.skip("states are integers")
-    module, args = quick(name, "--env-id", f"probes:{env}-v0")
+    module, args = quick(name, "--env-id", "probes:Awkward-v0")
     agent, history = module.train(args)
-    expected_agent, expected_history = cue_run(name)
-    if name in FREE:
-        assert len(history) > 90
-    else:
+    assert len(history) > 90
+    if name not in FREE:
+        expected_agent, expected_history = module.train(quick(name, "--env-id", "probes:Cue-v0")[1])
         assert history == expected_history and np.array_equal(weights(agent), weights(expected_agent))
 
 
@@ -618,6 +606,8 @@ def test_bounded_actions_cover_their_range(name):
 def test_observations_are_flattened(name, env_id):
     if name == "tabular_q":
         pytest.skip("states are integers")
+    if name in PROCESSES and env_id != "probes:Mixed-v0":
+        pytest.skip("slow, and made by the same function")
     module, args = quick(name, "--env-id", env_id)
     agent, history = module.train(args)
     first_layer = next(p for p in agent.parameters() if p.ndim == 2)
@@ -676,8 +666,10 @@ def test_wandb_offline_run_read_back(name, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert "wandb leet" in err and "wandb sync" in err
     (folder,) = tmp_path.glob("wandb/offline-run-*")
-    leet = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json"]
-    summary = json.loads(subprocess.check_output([*leet, "--summary", folder]))
+    (data,) = folder.glob("run-*.wandb")
+    leet = [get_core_path(), "leet", "inspect", "--no-observability"]  # what the slower `wandb leet inspect` calls
+    options = ["--json", "--run-file", data, folder.parent]
+    summary = json.loads(subprocess.check_output([*leet, "--summary", *options]))
     (run_folder,) = tmp_path.glob("runs/*")
     (video,) = run_folder.glob("video/*.mp4")
     checkpoint = torch.load(run_folder / "checkpoint.pt", weights_only=True)
@@ -689,7 +681,7 @@ def test_wandb_offline_run_read_back(name, tmp_path, capfd):
     evaluation = re.search(r"evaluation  return (\S+) ± (\S+)", out).groups()
     for key, printed in zip(("eval/episodic_return", "eval/episodic_return_std"), evaluation, strict=True):
         assert f"{summary['summary'][key]:.1f}" == printed
-    records = [json.loads(line) for line in subprocess.check_output([*leet, folder]).splitlines()]
+    records = [json.loads(line) for line in subprocess.check_output([*leet, *options]).splitlines()]
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     rows = [row for row in rows if "charts/SPS" in row]
     steps = [row["global_step"] for row in rows]

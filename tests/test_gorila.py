@@ -56,6 +56,8 @@ class Closing(probes.ConstantReward):
         self.steps += 1
         if self.steps == 40:
             print("played", flush=True)
+        if self.steps >= 40:
+            time.sleep(0.01)  # leaves the cores to the runs beside this one
         return super().play(action)
 
     def close(self):
@@ -633,11 +635,11 @@ def test_faults_in_the_shell_leave_no_process():
     def ctrl_c(process):
         os.killpg(process.pid, signal.SIGINT)
 
-    faults = {  # environment, lines to wait for, fault, exit code, error output
-        "Ctrl-C early": ("CartPole-v1", ["gorila"], ctrl_c, 130, ""),
+    faults = {  # environment and flags, lines to wait for, fault, exit code, error output
+        "Ctrl-C early": ("CartPole-v1 --num-bundles 1", ["gorila"], ctrl_c, 130, ""),
         "Ctrl-C": ("test_gorila:GorilaClosing-v0", played, ctrl_c, 130, ""),
         "killed": ("test_gorila:GorilaClosing-v0", played, subprocess.Popen.kill, -9, died),
-        "killed while bundles hang": ("test_gorila:GorilaHang-v0", ["step"], subprocess.Popen.kill, -9, ""),
+        "killed, hanging": ("test_gorila:GorilaHang-v0 --num-bundles 1", ["step"], subprocess.Popen.kill, -9, ""),
     }
     flags = (
         "--total-timesteps 100000000 --log-interval 80 --wandb-mode disabled --num-envs 2 --train-interval 8 "
@@ -649,7 +651,8 @@ def test_faults_in_the_shell_leave_no_process():
     with contextlib.ExitStack() as stack:
         runs = []
         for fault, (env_id, *_) in faults.items():
-            command = [sys.executable, ROOT / "related" / "gorila.py", *flags.split(), env_id, "--run-dir", fault]
+            script = [sys.executable, ROOT / "related" / "gorila.py"]
+            command = [*script, *flags.split(), *env_id.split(), "--run-dir", fault]
             runs.append(stack.enter_context(subprocess.Popen(command, **options)))
             stack.callback(runs[-1].kill)  # if a check fails while it is still running
         for process, (_, lines, strike, *_) in zip(runs, faults.values(), strict=True):

@@ -52,6 +52,8 @@ class Closing(probes.ConstantReward):
         self.steps += 1
         if self.steps == 80:
             print("played", flush=True)
+        if self.steps >= 80:
+            time.sleep(0.01)  # leaves the cores to the runs beside this one
         return super().play(action)
 
     def close(self):
@@ -698,11 +700,10 @@ def test_a_signal_while_a_worker_is_started_is_not_lost(signum, error, monkeypat
 
 
 def test_faults_in_the_shell_leave_no_process():
-    """Each in a run of its own, in parallel."""
-    faults = {  # environment, lines to wait for, fault, exit code
-        "Ctrl-C early": ("CartPole-v1", ["impala"], lambda process: os.killpg(process.pid, signal.SIGINT), 130),
+    """Each in a run of its own, in parallel. For Ctrl-C while workers start, see test_a3c.py: the code is the same."""
+    faults = {  # environment and flags, lines to wait for, fault, exit code
         "SIGTERM": ("test_impala:ImpalaClosing-v0", ["played", "played", "step"], subprocess.Popen.terminate, 143),
-        "parent killed": ("test_impala:ImpalaHang-v0", ["step"], subprocess.Popen.kill, -9),
+        "parent killed": ("test_impala:ImpalaHang-v0 --num-workers 1", ["step"], subprocess.Popen.kill, -9),
     }
     flags = "--total-timesteps 100000000 --num-steps 8 --batch-size 2 --log-interval 32 --wandb-mode disabled --env-id"
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -710,7 +711,8 @@ def test_faults_in_the_shell_leave_no_process():
     with contextlib.ExitStack() as stack:
         runs = []
         for fault, (env_id, *_) in faults.items():
-            command = [sys.executable, ROOT / "related" / "impala.py", *flags.split(), env_id, "--run-dir", fault]
+            script = [sys.executable, ROOT / "related" / "impala.py"]
+            command = [*script, *flags.split(), *env_id.split(), "--run-dir", fault]
             runs.append(stack.enter_context(subprocess.Popen(command, **options)))
             stack.callback(runs[-1].kill)  # if it still runs because a check has failed
         for process, (_, lines, strike, _) in zip(runs, faults.values(), strict=True):
@@ -722,5 +724,5 @@ def test_faults_in_the_shell_leave_no_process():
             out, err = process.communicate(timeout=180)  # to the end of all processes, because each holds the pipes
             assert process.returncode == code and (err == "" or fault == "parent killed"), f"{fault}: {err}"
             steps = [torch.load(path, weights_only=True)["global_step"] for path in Path(fault).glob("*/checkpoint.pt")]
-            assert min(steps) >= 32 if fault != "Ctrl-C early" else steps in ([], [0])
+            assert min(steps) >= 32
             assert fault != "SIGTERM" or out.count("closed") == 2  # each worker's environment
