@@ -18,7 +18,7 @@ Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam. For the first value_warmu
          variance; the unit of V is the running root mean square of G. An episode that is truncated, by a time limit or
          the end of training, ends there; only value_baseline bootstraps, from V(last observation)
 Run      python reinforce.py    python reinforce.py --psi elite
-         python reinforce.py --psi total_return --gamma 1 --num-envs 64 --learning-rate 3e-3 --total-timesteps 400000
+         python reinforce.py --psi total_return --gamma 1 --num-envs 32 --learning-rate 5e-4 --total-timesteps 400000
 Result   greedy return 500.0 ± 0.0 (10 seeds)
 """
 

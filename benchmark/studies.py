@@ -4,7 +4,7 @@
     python benchmark/studies.py cliff         Q-learning, SARSA, expected SARSA (Sutton & Barto, example 6.6); 3 minutes
     python benchmark/studies.py variance      variance of reinforce.py's gradient estimate for each --psi; 1 minute
     python benchmark/studies.py pgql          actor-critic, Q-learning and PGQL on a grid world, 10 seeds; 2 minutes
-    python benchmark/studies.py asynchrony    A3C, GA3C and PAAC: speed, gradient delay, policy lag; 15 minutes
+    python benchmark/studies.py asynchrony    A3C, GA3C, PAAC, IMPALA: speed, gradient delay, policy lag; 15 minutes
     python benchmark/studies.py lag           related/impala.py with a forced lag, with and without V-trace; 10 minutes
     python benchmark/studies.py bundles       related/gorila.py with 1, 2 and 4 bundles, and dqn.py, 3 seeds; 20 minutes
     python benchmark/studies.py elsewhere     default flags with another --env-id, 5 seeds; 3 hours, or name scripts
@@ -271,6 +271,7 @@ FLAGS = {  # script: flags that make its settings comparable, ending with its nu
     "a3c": "--rmsprop-eps 0.01 --num-workers",
     "ga3c": "--rmsprop-eps 0.1 --num-agents",  # added outside the square root
     "paac_gpu": "--gae-lambda 1 --network nips --device cpu --num-envs",
+    "impala": "--batch-size 1 --device cpu --num-workers",
 }
 
 
@@ -281,7 +282,7 @@ def measure(name, number, flags):
     with mock.patch.object(script, "log_progress", lambda *args: logged.append(args[-1])):
         run = timed_train(script, flags)
     speed = logged[-1]["charts/SPS"]
-    delays = {"gradient_delay": "charts/gradient_delay", "policy_lag": "charts/policy_lag"}  # A3C's and GA3C's
+    delays = {"gradient_delay": "charts/gradient_delay", "policy_lag": "charts/policy_lag"}  # of A3C; of GA3C, IMPALA
     row = {"script": name, "env_id": run.args.env_id, "num_envs": number, "seed": run.args.seed, "steps": run.steps}
     row["steps_per_second"] = round(speed)
     row["updates_per_second"] = round(logged[-1].get("charts/TPS", speed / (number * run.args.num_steps)), 1)
@@ -296,7 +297,7 @@ def asynchrony(plot_only):
 
     Gradient delay: the updates that other workers made between a worker's copy of the weights and its own update.
     Policy lag: the updates between the weights that chose an action and those that learn from it. PAAC has neither.
-    Learning rate, t_max, discount, loss weights and steps are equal; the optimizers are not, PAAC's is Adam.
+    Learning rate, t_max, discount, loss weights and steps are equal; the optimizers are not, PAAC's and IMPALA's is Adam.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
     rows, points = [], []
@@ -319,7 +320,8 @@ def asynchrony(plot_only):
 
     fig, axs = axes("", "environments (workers, agents)", nrows=2, ncols=2, figsize=(11, 8), dpi=130)
     titles = {"steps_per_second": "steps/s", "updates_per_second": "updates/s"}
-    for name, label, color in (("a3c", "A3C", BLUE), ("ga3c", "GA3C", ORANGE), ("paac_gpu", "PAAC", GREEN)):
+    labels = {"a3c": "A3C", "ga3c": "GA3C", "paac_gpu": "PAAC", "impala": "IMPALA"}
+    for (name, label), color in zip(labels.items(), (BLUE, ORANGE, GREEN, "black"), strict=True):
         mine = [row for row in points if (row["script"], row["num_envs"]) == (name, str(NUMBERS[-1]))]
         x, y = ([float(row[column]) for row in mine] for column in ("global_step", "mean_return"))
         band(axs[0, 0], [(x, y)], label, color)
@@ -327,8 +329,9 @@ def asynchrony(plot_only):
         numbers = [int(row["num_envs"]) for row in mine]
         for ax, column in zip(axs.flat[1:], titles, strict=False):
             ax.plot(numbers, [float(row[column]) for row in mine], "o-", color=color)
-        for column, text in {"gradient_delay": "A3C: gradient delay", "policy_lag": "GA3C: policy lag"}.items():
+        for column in ("gradient_delay", "policy_lag"):
             if mine[0][column]:
+                text = f"{label}: {column.replace('_', ' ')}"
                 axs[1, 1].plot(numbers, [float(row[column]) for row in mine], "o-", color=color, label=text)
     axs[0, 0].set(xlabel="environment steps", title=f"CartPole-v1, {NUMBERS[-1]} environments")
     axs[1, 1].legend(fontsize=12, framealpha=0.8, edgecolor="none")
