@@ -297,7 +297,7 @@ def asynchrony(plot_only):
 
     Gradient delay: the updates that other workers made between a worker's copy of the weights and its own update.
     Policy lag: the updates between the weights that chose an action and those that learn from it. PAAC has neither.
-    Learning rate, t_max, discount, loss weights and steps are equal; the optimizers are not, PAAC's and IMPALA's is Adam.
+    Learning rate, t_max, discount, loss weights and steps are equal. PAAC and IMPALA use Adam, the others RMSProp.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
     rows, points = [], []
