@@ -1,7 +1,7 @@
 """Train a script of this repository over seeds; collect results, learning curves and a table.
 
     python benchmark/run.py a2c --seeds 10 --threshold 475
-    python benchmark/run.py a3c --seeds 3 --name a3c_masked_lstm -- @settings/a3c_MaskedCartPole-v0.txt --lstm
+    python benchmark/run.py dqn --seeds 5 --threshold -110 -- @settings/dqn_MountainCar-v0.txt
 
 Everything after -- is passed to the script. Each seed trains and evaluates in its own process, one at a time, so that
 the seconds can be trusted; --jobs runs several at once where only learning matters. The results go to

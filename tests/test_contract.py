@@ -251,7 +251,7 @@ def test_settings_belong_to_their_script(name, capsys):
     assert files or name == "reinforce" or PATHS[name].parent.name == "related"
     for path in files:
         assert module.parse_args([f"@{path}"]) != module.parse_args([])
-    other = "a3c_Pong" if name == "dqn" else "dqn_Pong"
+    other = "a3c_Pong" if name == "dqn" else "dqn_MountainCar-v0"
     with pytest.raises(SystemExit, match="2"):
         module.parse_args([f"@{ROOT}/settings/{other}.txt"])
     assert "unrecognized arguments: --" in capsys.readouterr().err
