@@ -13,7 +13,7 @@ Departs  Adam without momentum instead of RMSProp; separate networks for π and 
          normalized by their running mean and variance, rewards divided by the root mean square of the running returns;
          both are limited to ±10
 Run      python a2c.py
-Result   greedy return 500.0 ± 0.0 (10 seeds)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel")
     add("--num-steps", type=number(int, 1), default=32, help="steps per environment and update, the paper's t_max")
@@ -56,7 +56,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
@@ -67,7 +67,7 @@ def parse_args(argv=None):
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
     if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -129,7 +129,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # same distribution as torch.multinomial, but NaN passes: update reports it with advice
+        if self.discrete:  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes: update reports it
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -252,7 +252,7 @@ def train(args):
                 is_transition[t] = ~done  # the step after a done only resets: its action is ignored
                 # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
                 observations[t + 1], rewards[t], terminations[t], truncated, infos = envs.step(actions[t])
-                running_return = rewards[t] + args.gamma * running_return * ~done  # of the episode so far
+                running_return = rewards[t] + args.gamma * running_return * ~done  # done: the last step's
                 running_returns[t] = running_return
                 done = dones[t] = terminations[t] | truncated
                 global_step += args.num_envs
@@ -314,9 +314,9 @@ def derive_seed(*key):
 
 
 def make_envs(args, num_envs, **options):
-    """Make environments that step in parallel and reset in the step after a done; RunError if unsupported."""
+    """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
     envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0

@@ -19,7 +19,7 @@ Departs  truncated episodes bootstrap from their last observation; orthogonal in
          ±10. All workers share the running statistics. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, the
          mean of all frames so far is subtracted, rewards clipped to ±1 and a lost life is terminal, for learning only
 Run      python a3c.py
-Result   greedy return 500.0 ± 0.0 (10 seeds)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
@@ -54,7 +54,7 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over workers")
     add("--num-workers", type=number(int, 1), default=2, help="processes, each with its own environment")
     add("--num-steps", type=number(int, 1), default=50, help="maximum number of steps per update, the paper's t_max")
@@ -67,8 +67,8 @@ def parse_args(argv=None):
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
     add("--lstm", action="store_true", help="256 LSTM cells on a body that π and V share")
-    add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="Atari: learn per life")
-    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
+    add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
@@ -165,7 +165,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # same distribution as torch.multinomial, but NaN passes: update reports it with advice
+        if self.discrete:  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes: update reports it
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -275,7 +275,7 @@ class Report(NamedTuple):
 def worker(send, rank, args, optimizer, shared, start_step):
     """Alg. S3 in one process: play and learn until all workers together have played args.total_timesteps steps.
 
-    All workers have optimizer and shared in common; shared.global_step is the paper's T. send passes on a Report.
+    optimizer and shared are common to all workers; shared.global_step is the paper's T. send delivers a Report.
     """
     env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
     agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
@@ -370,7 +370,7 @@ def train(args):
         next_log=context.Value("q", min(start_step + args.log_interval, args.total_timesteps), lock=False),
         obs_statistics=agent.obs_statistics.share_memory(),
         return_statistics=agent.return_statistics.share_memory(),
-        lock=context.Lock(),  # for writing all but next_log; reads take no lock: a killed worker may hold it forever
+        lock=context.Lock(),  # for writes to all but next_log; reads do not take it: a killed worker may hold it
     )
     history, lengths = [], []
     gradient_delays = []  # since the last log
@@ -474,7 +474,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
-    envs._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
+    envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
         envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
             envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
@@ -509,7 +509,7 @@ def is_atari(args):
 
 
 def make_env(args, **options):
-    """One environment, to be reset by hand; RunError if its spaces are not supported."""
+    """Make one environment without autoreset; raise RunError if its spaces are not supported."""
     if is_atari(args):
         import ale_py  # only Atari needs it
 

@@ -14,12 +14,13 @@ Departs  TD errors are clipped only by --loss huber, and gradients only where th
          reach 100, as on CartPole, clipping gives terminal states too little weight. Adam instead of RMSProp, its step
          size annealed; several environments, stepped in parallel; truncated episodes bootstrap from their last
          observation; the target network is refreshed every N environment steps rather than every N updates; evaluation
-         with ε = 0; --dueling does not rescale the gradient of the shared layers by 1/√2 and shares all hidden layers
-         but Atari's last. The mean of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30
-         no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1 and a lost life is terminal, for learning only
+         with ε = 0; --dueling does not rescale the gradient of the shared layers by 1/√2 and, except for frames, shares
+         all hidden layers. Flat components with bounds below 1 are scaled to ±1; the mean of each frame is subtracted.
+         Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1
+         and a lost life is terminal, for learning only
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
-Result   greedy return 500.0 ± 0.0 (10 seeds)
+Result   CartPole-v1, first command: greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
@@ -54,7 +55,7 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=4, help="environments stepped in parallel")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
@@ -78,7 +79,7 @@ def parse_args(argv=None):
     add("--max-grad-norm", type=number(float, 0), default=1000.0, help="clip the gradient's global norm to this")
     add("--pixels", action="store_true", help="learn from rendered frames instead of states")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
-    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=2_000, help="environment steps between logs and checkpoints")
@@ -90,7 +91,7 @@ def parse_args(argv=None):
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
     if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -157,8 +158,8 @@ def mlp(*sizes):
 class ReplayBuffer:
     """The last transitions of environments stepped in parallel: a ring buffer with one row per vector step.
 
-    Each observation is stored once: the next one of row t is that of row t + 1. Of stacked frames, obs_shape
-    (num_stack, height, width), only the newest is stored: sample takes the older ones from the rows before.
+    Each observation is stored once: row t + 1 holds the next observation of row t. Of stacked frames, obs_shape
+    (num_stack, height, width), only the newest is stored; sample takes the older ones from earlier rows.
     """
 
     def __init__(self, capacity, num_envs, obs_shape, dtype, rng):
@@ -194,7 +195,7 @@ class ReplayBuffer:
         rows, envs = self.sample_indices(batch_size)
         while (is_reset := ~self.is_transition[rows, envs]).any():  # draw again
             rows[is_reset], envs[is_reset] = self.sample_indices(is_reset.sum())
-        ages = np.arange(self.num_stack - 1, -2, -1)  # of both observations' frames; the next one's newest has -1
+        ages = np.arange(self.num_stack - 1, -2, -1)  # in rows, oldest frame first; -1 is next_obs's newest frame
         frames = self.frames[(rows[:, None] - ages) % len(self.frames), envs[:, None]]  # (batch, num_stack + 1, ...)
         same_episode = np.ones(batch_size, bool)
         for age in range(1, self.num_stack):  # zeros for frames from before the episode's first observation
@@ -375,7 +376,7 @@ def derive_seed(*key):
 
 
 def make_envs(args, num_envs, **options):
-    """Make environments that step in parallel and reset in the step after a done; RunError if unsupported."""
+    """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
     if is_atari(args):
         envs = make_atari(args, num_envs, **options)
     else:
@@ -384,7 +385,7 @@ def make_envs(args, num_envs, **options):
         # SyncVectorEnv steps a single environment faster than the environment's own vector class does.
         mode = "sync" if args.pixels or num_envs == 1 else None
         envs = gym.make_vec(args.env_id, num_envs, mode, **args.env_kwargs | options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0

@@ -5,8 +5,8 @@
 """PAAC: parallel advantage actor-critic, A2C in many environments at once, on CPUs or GPUs.
 
 Papers   Clemente et al. 2017 (arXiv:1705.04862), Alg. 1; Schulman et al. 2016 (arXiv:1506.02438), eq. 16
-Adds     workers that step the environments in parallel, and one network, usually on a GPU, that acts in all of them as
-         one batch and learns from all of them as one batch; the equations are those of A2C
+Adds     environments that step in parallel, in ALE's threads or with --vectorization-mode async in processes, and one
+         network, usually on a GPU, that acts and learns in one batch for all of them; the equations are those of A2C
 Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step per rollout
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
          V(s_t+1) = 0 if s_t+1 is terminal; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
@@ -51,9 +51,9 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     add("--env-id", default="ALE/Pong-v5", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=10_000_000, help="environment steps, over all environments")
-    add("--vectorization-mode", choices=["sync", "async"], help="async: a process per environment, if steps are slow")
+    add("--vectorization-mode", choices=["sync", "async"], help="async: one process per environment, for slow steps")
     add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel, the paper's n_e")
     add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
@@ -66,7 +66,7 @@ def parse_args(argv=None):
     add("--ent-coef", type=number(float, 0), default=0.01, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=40.0, help="clip the gradient's global norm to this")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
-    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=250_000, help="environment steps between logs and checkpoints")
@@ -78,7 +78,7 @@ def parse_args(argv=None):
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
     if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -152,7 +152,8 @@ class ActorCritic(nn.Module):
         """(..., *obs_shape) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
         obs = self.normalize(obs)
         if self.image:
-            frames = obs.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # a faster layout
+            # (..., 4, 84, 84) -> (batch, 4, 84, 84) -> (..., features); channels_last is a faster layout
+            frames = obs.flatten(0, -4).contiguous(memory_format=torch.channels_last)
             obs = self.body(frames).unflatten(0, obs.shape[:-3])
         return self.actor(obs), self.critic(obs).squeeze(-1)
 
@@ -164,7 +165,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # same distribution as torch.multinomial, but NaN passes: update reports it with advice
+        if self.discrete:  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes: update reports it
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -313,7 +314,7 @@ def train(args):
                 observations[t + 1] = torch.as_tensor(obs)  # copies to the GPU
                 if is_atari(args):
                     rewards[t] = np.sign(rewards[t])
-                running_return = rewards[t] + args.gamma * running_return * ~done  # of the episode so far
+                running_return = rewards[t] + args.gamma * running_return * ~done  # done: the last step's
                 running_returns[t] = running_return
                 done = terminations[t] | truncated
                 lost_life = infos.get("lives", 0) < lives
@@ -325,7 +326,7 @@ def train(args):
                 history += [(global_step, float(infos["statistics"]["r"][i])) for i in np.flatnonzero(done)]
 
             # 2. Learn from the whole rollout, in one gradient step.
-            if is_transition.any() or num_ranks > 1:
+            if is_transition.any() or num_ranks > 1:  # every rank takes part in averaging the gradients
                 if keep_graph:
                     with torch.no_grad():
                         acted.append(agent(observations[-1]))
@@ -404,14 +405,14 @@ def derive_seed(*key):
 
 
 def make_envs(args, num_envs, **options):
-    """Make environments that step in parallel and reset in the step after a done; RunError if unsupported."""
+    """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
     if is_atari(args):
         envs = make_atari(args, num_envs, **options)
     else:
         envs = gym.make_vec(args.env_id, num_envs, args.vectorization_mode, **args.env_kwargs, **options)
         if args.vectorization_mode == "async":  # otherwise it waits forever for a step that SIGTERM has interrupted
             envs.close = partial(envs.close, terminate=True)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0

@@ -1,4 +1,4 @@
-"""CartPole-v1 without its two velocities: where the pole is going, only a memory can tell.
+"""CartPole-v1 without its two velocities: the pole's direction must be inferred from memory.
 
 --env-id benchmark.masked_cartpole:MaskedCartPole-v0
 """
@@ -8,7 +8,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 
 class MaskedCartPole(CartPoleEnv):
-    """It shows the cart's position and the pole's angle only."""
+    """Observe only the cart's position and the pole's angle."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -1,16 +1,15 @@
-"""Hold the scripts against other people's programs, and against the environments alone.
+"""Compare the scripts with other people's programs, and with the environments alone.
 
     python benchmark/peers.py speed        steps/s in turns, in 5 rounds of some 4 minutes; --only a2c for one script
-    python benchmark/peers.py curves       returns on CartPole-v1, each with its authors' settings; 5 minutes a seed
-    python benchmark/peers.py control      a2c.py and Stable-Baselines3's A2C on MuJoCo, in turns; 50 minutes a seed
+    python benchmark/peers.py curves       returns on CartPole-v1, each with its authors' settings; 5 minutes per seed
+    python benchmark/peers.py control      a2c.py and Stable-Baselines3's A2C on MuJoCo, in turns; 50 minutes per seed
     python benchmark/peers.py agreement    a2c.py and Stable-Baselines3: equal data and weights -> equal updates
     python benchmark/peers.py today        how the programs of other repositories end on today's libraries; 5 minutes
 
-Virtual environments are made at benchmark/.venv-NAME where they are missing, from PINS (once, some minutes of
-downloading), and SOURCES cloned into benchmark/.venv-sources; a clone that lies there already is taken as it is. All
-but `today` goes on in that of Stable-Baselines3. Each program runs in a process of its own, with one thread where the
-network is tiny. The results are in benchmark/results: speeds.csv, peers_curves.csv, control.csv, control_curves.csv and
-peers_today.csv.
+Missing virtual environments are created at benchmark/.venv-NAME from PINS (once; some minutes of downloading), and
+SOURCES are cloned into benchmark/.venv-sources; an existing clone is used as it is. All parts except `today` run in the
+Stable-Baselines3 environment. Each program runs in its own process, with one thread if its network is tiny. Results are
+in benchmark/results: speeds.csv, peers_curves.csv, control.csv, control_curves.csv and peers_today.csv.
 """
 
 import argparse
@@ -49,7 +48,7 @@ SOURCES = {
 
 
 def interpreter(name):
-    """The Python of benchmark/.venv-NAME, which is made unless it is there."""
+    """Return the Python of benchmark/.venv-NAME, creating it if it is missing."""
     folder, pins = ROOT / "benchmark" / f".venv-{name}", PINS[name]
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     complete = folder / "complete.txt"  # written last: an installation that was interrupted starts again
@@ -65,7 +64,7 @@ def interpreter(name):
 
 
 def source(repository):
-    """The folder of a clone of a repository at its commit."""
+    """Return the folder of a repository's clone, made at its commit unless it exists."""
     folder, commit = ROOT / "benchmark" / ".venv-sources" / repository.split("/")[1], SOURCES[repository]
     if not folder.exists():
         clone = subprocess.run(["git", "clone", "--quiet", f"https://github.com/{repository}", folder])
@@ -74,11 +73,11 @@ def source(repository):
     return folder
 
 
-# The programs: each plays so many steps -> [(steps, seconds, return)], one an episode, and steps/s.
+# The programs: each plays `steps` steps -> [(steps, seconds, return)], one per episode, and steps/s.
 
 
 def ours(flags, script):
-    """A script of ours -> None, its transitions/s; the reset row after an episode is none."""
+    """Train one of our scripts -> None, transitions/s; reset steps do not count."""
     module = importlib.import_module(script)
     with mock.patch.object(module, "log_progress") as log:
         run = timed_train(module, [*flags.split(), "--eval-episodes", "0"])
@@ -87,21 +86,21 @@ def ours(flags, script):
 
 
 def learned(model, steps):
-    """Stable-Baselines3's learn."""
+    """Run Stable-Baselines3's learn -> episodes, steps/s."""
     episodes, start = [], time.perf_counter()
 
     def note(local, _):
         for info in local["infos"]:
             if "episode" in info:
                 episodes.append((local["self"].num_timesteps, time.perf_counter() - start, info["episode"]["r"]))
-        return True  # go on
+        return True  # continue
 
     model.learn(steps, callback=note, log_interval=None)
     return episodes, model.num_timesteps / (time.perf_counter() - start)
 
 
 def sb3_a2c(steps, seed, equal=False):
-    """Its A2C on CartPole-v1 with the zoo's settings, or with the network, optimizer and settings of a2c.py, 8 x 5.
+    """Stable-Baselines3's A2C on CartPole-v1 with the zoo's settings or, if equal, a2c.py's and its network, 8 x 5.
 
     It normalizes neither observations nor rewards, which a2c.py does.
     """
@@ -119,7 +118,7 @@ def sb3_a2c(steps, seed, equal=False):
 
 
 def sb3_dqn(steps, seed):
-    """Its DQN on CartPole-v1 with hyperparams/dqn.yml of github.com/DLR-RM/rl-baselines3-zoo."""
+    """Stable-Baselines3's DQN on CartPole-v1 with hyperparams/dqn.yml of github.com/DLR-RM/rl-baselines3-zoo."""
     import torch
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_vec_env
@@ -132,7 +131,7 @@ def sb3_dqn(steps, seed):
 
 
 def sb3_control(env_id, steps, seed):
-    """Its A2C on MuJoCo with the zoo's settings for such robots, which normalize -> episodes, 20 greedy returns."""
+    """Stable-Baselines3's A2C on MuJoCo with the zoo's settings, which normalize -> episodes, 20 greedy returns."""
     import torch
     from stable_baselines3 import A2C
     from stable_baselines3.common.env_util import make_vec_env
@@ -151,7 +150,7 @@ def sb3_control(env_id, steps, seed):
 
 
 def sb3_pong(steps, seed):
-    """Its A2C on Pong with 32 games x 5 steps, as its user makes them: make_atari_env, Nature network."""
+    """Stable-Baselines3's A2C on Pong with 32 games x 5 steps, as users make them: make_atari_env, Nature network."""
     import ale_py
     import gymnasium as gym
     from stable_baselines3 import A2C
@@ -166,9 +165,9 @@ def sb3_pong(steps, seed):
 
 
 def minimal_reinforce(steps, seed, learning_rate=0.0002, gamma=0.98):
-    """REINFORCE.py of github.com/seungeunrho/minimalRL (MIT licence), brought to Gymnasium.
+    """REINFORCE.py of github.com/seungeunrho/minimalRL (MIT licence), ported to Gymnasium.
 
-    It has one environment, a distribution and a backward pass a step, and an Adam step an episode.
+    One environment; one distribution and one backward pass per step, one Adam step per episode.
     """
     import gymnasium as gym
     import torch
@@ -202,9 +201,9 @@ def minimal_reinforce(steps, seed, learning_rate=0.0002, gamma=0.98):
 
 
 def minimal_a3c(steps, seed, gamma=0.98):
-    """One worker of minimalRL's a3c.py, brought to Gymnasium; it clears its local gradients, which torch 2 would keep.
+    """One worker of minimalRL's a3c.py, ported to Gymnasium; it clears its local gradients, which torch 2 would keep.
 
-    It has a distribution a step, an update each 5 steps and a hidden layer of 256.
+    One distribution per step, an update every 5 steps, a hidden layer of 256.
     """
     import gymnasium as gym
     import torch
@@ -344,7 +343,7 @@ CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
 
 
 def speed(args):
-    """All contests in turns, round by round -> speeds.csv; a program with two contests runs once a round."""
+    """All contests in turns, round by round -> speeds.csv; a program with two contests runs once per round."""
     play = functools.cache(lambda program, *args: round(fresh(program, *args)[1]))
     rows = [row for row in read_csv(RESULTS / "speeds.csv") if args.only not in (None, row["script"])]
     for number in range(1, args.rounds + 1):
@@ -427,13 +426,13 @@ NUM_VALID = 8  # transitions per environment and rollout of the scripted environ
 ENDS = [  # per environment: after which transitions an episode ends. Each rollout of 8 has one reset row in all of them
     {3: "terminated", 13: "truncated"},  # an episode goes across the end of the first rollout
     {5: "truncated", 9: "terminated"},
-    {2: "terminated", 8: "truncated"},  # cut at the rollout's last transition: the next one starts with its reset row
+    {2: "terminated", 8: "truncated"},  # truncated by a rollout's last transition: the next one starts with a reset row
     {4: "both", 10: "truncated", 16: "terminated"},  # terminated and truncated at once: terminated wins
 ]
 
 
 def discrete_space(n=2):
-    """So many discrete actions."""
+    """Return a space of n discrete actions."""
     return importlib.import_module("gymnasium").spaces.Discrete(n)
 
 
@@ -470,7 +469,7 @@ def policy_like_ours(optimizer):
 
 
 def parameter_pairs(agent, policy):
-    """(ours, theirs) for each tensor of two networks of one form; log_std is there where actions are continuous."""
+    """Yield (ours, theirs) for each tensor of two networks of the same shape; log_std if actions are continuous."""
     body = policy.mlp_extractor
     for mine, hidden, head in (
         (agent.actor, body.policy_net, policy.action_net),
@@ -534,7 +533,7 @@ def compare(label, space, settings):
     envs = DummyVecEnv([scripted(space)] * len(ENDS))
     envs = VecNormalize(envs, training=False, norm_obs=False, clip_reward=np.inf, epsilon=0.0)  # by our statistics
     kwargs = settings | {"n_steps": NUM_VALID, "use_rms_prop": False, "policy_kwargs": policy_like_ours(optimizer)}
-    # Both step sizes fall linearly; but what is left of the run, ours counts before the rollout, theirs after it.
+    # Both step sizes fall linearly; but ours uses the fraction left before the rollout, theirs the one after it.
     kwargs["learning_rate"] = lambda left: settings["learning_rate"] * (left + 1 / len(records))
     seed = a2c.derive_seed(0, 0, 0)  # the seed that train used; both libraries count up from it, one per environment
     model = A2C("MlpPolicy", envs, seed=seed, device="cpu", **kwargs)
@@ -553,13 +552,13 @@ def compare(label, space, settings):
     actions, updates, worst = iter(np.concatenate([record["actions"] for record in records])), iter(records), []
 
     def forward(obs, deterministic=False):
-        """In place of its policy's own, for it to play our actions."""
+        """Replace the policy's forward, so that it plays our actions."""
         action = torch.as_tensor(next(actions))
         value, log_prob, _ = policy.evaluate_actions(obs, action)
         return action, value, log_prob
 
     def train():
-        """Its own train, between two comparisons; its buffer has been filled, and its rewards corrected, by itself."""
+        """Run its own train between two comparisons; it has filled the buffer and corrected the rewards itself."""
         record, buffer = next(updates), model.rollout_buffer
         gaps = [np.abs(record[name] - getattr(buffer, name)).max() for name in ("advantages", "returns")]
         their_train()
@@ -580,7 +579,7 @@ def agreement(_):
     """Largest differences between the two libraries; exit code 1 if any is above 1e-5."""
     import gymnasium as gym
 
-    print("two rollouts in turn, with terminal states, time limits and episodes that go on across the rollouts' end;")
+    print("two rollouts in turn, with terminal states, time limits and episodes that cross the end of a rollout;")
     print("the largest absolute differences, and how far the update moved the weights:")
     print(f"{'':30}  advantages     returns     weights    moved by")
     worst = [
@@ -588,7 +587,7 @@ def agreement(_):
         compare("discrete,   λ = 1  ", discrete_space(3), EQUAL | {"gae_lambda": 1.0}),
         compare("continuous, λ = 0.9", gym.spaces.Box(-1, 1, (2,), np.float32), EQUAL),
     ]
-    if not np.max(worst) <= 1e-5:  # so for NaN too
+    if not np.max(worst) <= 1e-5:  # also catches NaN
         sys.exit(f"NO AGREEMENT: largest difference {np.max(worst):.1e}, allowed 1e-5")
     print(f"agreement: largest difference {np.max(worst):.1e}, allowed 1e-5")
 
@@ -613,7 +612,7 @@ def ending(command, folder):
 
 
 def today(_):
-    """A row a command; MountainCar-v0 meets its time limit after 200 steps, CartPole-v1 only once it is played well."""
+    """One row per command; MountainCar-v0 reaches its time limit after 200 steps, CartPole-v1 only if played well."""
     commands = {
         "vwxyzjn/cleanrl": ["cleanrl/dqn.py --no-cuda --env-id MountainCar-v0 --total-timesteps 11000"],
         "seungeunrho/minimalRL": ["REINFORCE.py", "dqn.py", "actor_critic.py", "a2c.py", "a3c.py"],
@@ -630,7 +629,7 @@ def today(_):
 
 
 def main():
-    """Parse, see to the environment, run."""
+    """Parse the flags, switch to the right environment, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "curves", "control", "agreement", "today"])
     parser.add_argument("--rounds", type=int, default=5, help="speed: how often it is measured (default: 5)")

@@ -5,10 +5,10 @@
                                           control.png
     python benchmark/report.py gif VIDEO GIF    four seconds of a recorded episode, such as video/rl-video-episode-0.mp4
 
-Returns: of each seed's mean over its evaluation episodes the mean, deviation, lowest and interquartile mean, which is
-that of the middle half of the seeds, with a bootstrap interval (Agarwal et al. 2021, arXiv:2108.13264): 95% of the
-interquartile means of 10,000 samples of the seeds, drawn with replacement. Code: whether the script has changed since.
-Speeds: steps/s, and the ratio to the peer's in the same round: the median over rounds, the lowest and the highest.
+Returns: over the seeds' evaluation means, their mean, standard deviation, lowest and interquartile mean (the mean of
+the middle half), with a 95% bootstrap interval from 10,000 resamples of the seeds (Agarwal et al. 2021,
+arXiv:2108.13264). Code: whether the script has changed since. Speeds: steps/s, and the ratio to the peer's in the same
+round (median, lowest and highest over rounds).
 """
 
 import sys
@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from run import RESULTS, axes, band, fingerprint, read_csv, stored_curves
 
-PANELS = {  # results of ours: title, {peer: (results, script)}
+PANELS = {  # our results: (title, peers)
     "tabular_q_Taxi-v4": ("tabular_q.py, Taxi-v4", []),
     "reinforce_CartPole-v1": ("reinforce.py, CartPole-v1", ["minimalRL"]),
     "dqn_CartPole-v1": ("dqn.py, CartPole-v1", ["CleanRL", "Stable-Baselines3"]),
@@ -48,7 +48,7 @@ def returns_table():
             mean, lowest, middle = f"{scores.mean():.1f}", f"{scores.min():.1f}", f"{interquartile_mean(scores):.1f}"
             low, high = bootstrap_interval(scores)
             many = [f"{mean} ± {scores.std():.1f}", lowest, middle, f"{low:.1f} to {high:.1f}"]
-            code = "as it stands" if {row["code"] for row in runs} == {fingerprint(runs[0]["script"])} else "earlier"
+            code = "current" if {row["code"] for row in runs} == {fingerprint(runs[0]["script"])} else "earlier"
             rows.append([path.stem, len(scores), *(many if len(scores) > 1 else [mean, lowest, "", ""]), code])
     return rows
 
@@ -62,27 +62,27 @@ def speeds_table():
         ours, theirs = np.array([[float(row[name]) for name in ("ours", "theirs")] for row in rows]).T
         ratio = ours / theirs
         middle = f"{np.median(ours):,.0f}", f"{np.median(theirs):,.0f}", f"{np.median(ratio):.2f}"
-        code = "as it stands" if {row["code"] for row in rows} == {fingerprint(rows[0]["script"])} else "earlier"
+        code = "current" if {row["code"] for row in rows} == {fingerprint(rows[0]["script"])} else "earlier"
         table.append([*names, *middle, f"{ratio.min():.2f} to {ratio.max():.2f}", code])
     return table
 
 
 def tables():
-    """Both, in Markdown."""
+    """Print both tables in Markdown."""
     for table in (returns_table(), speeds_table()):
         head, *rows = [f"| {' | '.join(map(str, row))} |" for row in table]
         print(head, "|" + " --- |" * len(table[0]), *rows, sep="\n", end="\n\n")
 
 
 def our_curves(name, axis):
-    """Ours over steps or seconds, which are the steps of the curve times the run's seconds per step."""
+    """Return our curves over steps, or over seconds: steps times the run's seconds per step."""
     runs = read_csv(RESULTS / f"{name}.csv")
     scale = [float(row["train_seconds"]) / float(row["steps"]) if axis == "seconds" else 1 for row in runs]
     return [(x * factor, y) for factor, (x, y) in zip(scale, stored_curves(f"{name}_curves"), strict=True)]
 
 
 def figures():
-    """All panels over seconds and over steps, A3C with and without a memory, and A2C on MuJoCo."""
+    """Draw all panels over seconds and over steps, A3C with and without a memory, and A2C on MuJoCo."""
     for axis, xlabel in (("seconds", "training time (s)"), ("global_step", "environment steps")):
         fig, panels = axes("", xlabel, nrows=2, ncols=3, figsize=(13, 7.5), dpi=130)
         for ax, (name, (title, peers)) in zip(panels.flat, PANELS.items(), strict=True):
@@ -118,7 +118,7 @@ def figures():
 
 
 def gif(video, path):
-    """The first four seconds, small."""
+    """Write the first four seconds of a video as a small GIF."""
     from moviepy import VideoFileClip
 
     with VideoFileClip(video) as clip:

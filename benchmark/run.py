@@ -1,4 +1,4 @@
-"""Train a script of this repository over seeds; collect results, learning curves and a table.
+"""Train a script of this repository over seeds; collect results, learning curves and a figure.
 
     python benchmark/run.py a2c --seeds 10 --threshold 475
     python benchmark/run.py dqn --seeds 5 --threshold -110 -- @settings/dqn_MountainCar-v0.txt
@@ -43,8 +43,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "related")]
 def timed_train(script, flags):
     """Train and evaluate a script (a module) in a temporary folder -> agent, args, history, returns, steps, seconds.
 
-    Training starts when the script's `start_run`, the last step of the setup, returns and ends when its `evaluate` is
-    called; both are wrapped here to record the time. In their absence all of `train` counts.
+    Training starts when the script's `start_run` returns (worker processes start after that, and count) and ends when
+    its `evaluate` is called; both are wrapped here to record the time. In their absence all of `train` counts.
     """
     began, ended, returns = [time.perf_counter()], [], []
 

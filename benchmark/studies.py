@@ -1,4 +1,4 @@
-"""Measure what the lectures claim, and how dqn.py handles images.
+"""Measure what the lectures claim, what default flags reach elsewhere, and how dqn.py handles images.
 
     python benchmark/studies.py exact         greedy policy of tabular_q.py beside the optimum, 10 seeds; 4 minutes
     python benchmark/studies.py cliff         Q-learning, SARSA, expected SARSA (Sutton & Barto, example 6.6); 3 minutes
@@ -260,7 +260,7 @@ def pgql(num_seeds=10):
     fig.savefig(RESULTS / "pgql_grid.png")
 
 
-# A3C, GA3C, PAAC
+# A3C, GA3C, PAAC, IMPALA
 
 
 NUMBERS = [1, 2, 4, 8, 16]  # of environments
@@ -400,7 +400,7 @@ def bundles(num_seeds=3):
             row["steps_per_second"] = round(logged[-1]["charts/SPS"])
             if name == "gorila":
                 row["gradients_per_second"] = round(logged[-1]["charts/TPS"], 1)
-                row["gradient_delay"] = logged[-1]["charts/gradient_delay"]  # mean since the log before
+                row["gradient_delay"] = logged[-1]["charts/gradient_delay"]  # mean since the previous log
             else:
                 row["gradients_per_second"] = round(row["steps_per_second"] / run.args.train_interval, 1)
                 row["gradient_delay"] = 0.0

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["ale-py>=0.12", "gymnasium[classic-control,other]>=1.2.1", "numpy>=1.26", "torch>=2.6", "wandb>=0.28"]
 # ///
-"""GA3C: A3C for a GPU, where one network predicts and learns in batches for agents in processes without a network.
+"""GA3C: A3C with one network, usually on a GPU, that predicts for all agents and learns from them in batches.
 
 Paper    Babaeizadeh et al. 2017 (arXiv:1611.06256), and its program, github.com/NVlabs/GA3C
 Update   L = Σ_t [-log(π(a_t|s_t) + ε_log) (R_t - V(s_t)) + vf_coef (R_t - V(s_t))² - ent_coef H(π(·|s_t))]
@@ -14,7 +14,7 @@ Queues   Agents send observations; a predictor answers all pending ones as one b
 Lag      The weights that learn from an action are charts/policy_lag updates newer than those that chose it. By then its
          π may be tiny: ε_log keeps log π finite where π underflows to 0, and removes the gradient of actions whose π is
          far below ε_log.
-Departs  one lock makes prediction and training exclude each other (in the paper they run concurrently); a trainer takes
+Departs  one lock keeps prediction and training from overlapping (in the paper they run concurrently); a trainer takes
          all pending pieces (the program's default is one) and computes V of a piece's last state itself, with the
          newest weights; truncated episodes bootstrap, too; num_steps is 20 rather than 5; the gradient's norm is
          clipped; RMSProp is PyTorch's, with ε = 0.1 outside the square root and a mean square that starts at 0; the
@@ -22,7 +22,7 @@ Departs  one lock makes prediction and training exclude each other (in the paper
          actions, no FIRE at reset, up to 30 no-ops, rewards clipped to ±1 for learning only, each frame's mean is
          subtracted
 Run      python related/ga3c.py    a seed does not reproduce a run: threads and processes run freely
-Result   greedy return 500.0 ± 0.0 (5 seeds)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (5 seeds)
 """
 
 import argparse
@@ -60,7 +60,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps learned from, all agents")
     add("--num-agents", type=number(int, 1), default=8, help="processes, each with its own environment")
     add("--num-predictors", type=number(int, 1), default=2, help="threads that answer observations with actions")
@@ -76,7 +76,7 @@ def parse_args(argv=None):
     add("--ent-coef", type=number(float, 0), default=0.01, help="weight of the entropy bonus, the paper's β")
     add("--log-epsilon", type=number(float, 0, 1), default=1e-6, help="ε_log, added to π before its logarithm")
     add("--max-grad-norm", type=number(float, 0), default=40.0, help="clip the gradient's global norm to this")
-    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default=device, help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
@@ -89,7 +89,7 @@ def parse_args(argv=None):
     if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
         parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
     if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -314,7 +314,7 @@ def train(args):
             for _ in range(args.num_trainers):
                 futures.append(pool.submit(learn, pieces, agent, optimizer, counts, reports, args))
             for future in futures:
-                future.add_done_callback(lambda future: reports.put(future.exception()))
+                future.add_done_callback(lambda future: reports.put(future.exception()))  # None: it has finished
         start_time = time.perf_counter()
         while global_step < args.total_timesteps:
             report = next_report(reports, workers)
@@ -402,7 +402,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
-    envs._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
+    envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
         envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
             envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
@@ -436,7 +436,7 @@ def is_atari(args):
 
 
 def make_env(args, **options):
-    """One environment, to be reset by hand; RunError if its spaces are not supported."""
+    """Make one environment without autoreset; raise RunError if its spaces are not supported."""
     if is_atari(args):
         import ale_py  # only Atari needs it
 

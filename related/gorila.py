@@ -11,20 +11,21 @@ Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the bundle'
 Bundle   fetches the weights from the server, acts, and sends the gradient of L at these weights. It discards gradients
          whose loss exceeds the mean of its recent losses by more than outlier_stds standard deviations. Every
          target_update_interval updates of the server it copies the weights that it has just fetched to Q⁻.
-Server   makes one Adam step per gradient, in order of arrival. It drops a gradient computed from weights that are more
-         than max_gradient_delay updates old, because other bundles' gradients have been applied since.
+Server   makes one Adam step per gradient, in order of arrival, and drops gradients computed from weights that are more
+         than max_gradient_delay updates old.
 Faults   A bundle that dies does not stop the others. If the server dies, all bundles end.
 Departs  TD errors are not clipped by default; Adam instead of AdaGrad, its step size annealed; one server, not sharded
          over machines; a bundle fetches the weights before it acts rather than between acting and learning; each actor
          steps several environments in parallel; the gradient's norm is clipped; truncated episodes bootstrap from their
-         last observation. The mean of each frame is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30
-         no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1 and a lost life is terminal, for learning only
+         last observation. Flat components with bounds below 1 are scaled to ±1; the mean of each frame is subtracted.
+         Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1
+         and a lost life is terminal, for learning only
 Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again. With
          torchrun, every machine needs the checkpoint
 Run      python related/gorila.py
          On several machines, run this on each, with R = 0, 1, ...; each machine runs num_bundles bundles:
          torchrun --nnodes 2 --node-rank R --master-addr HOST_OF_RANK_0 --master-port 29500 related/gorila.py
-Result   greedy return 500.0 ± 0.0 (10 seeds)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
@@ -65,14 +66,14 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over bundles")
     add("--num-bundles", type=number(int, 1), default=2, help="processes that act and learn, on each machine")
     add("--num-envs", type=number(int, 1), default=4, help="environments per bundle, stepped together")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
-    add("--max-gradient-delay", type=number(int, 0), default=20, help="drop gradients that are more updates late")
-    add("--outlier-stds", type=number(float, 0), default=6.0, help="discard losses this far above the mean")
+    add("--max-gradient-delay", type=number(int, 0), default=20, help="drop gradients more than this many updates late")
+    add("--outlier-stds", type=number(float, 0), default=6.0, help="drop gradients of losses this far above the mean")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--buffer-size", type=number(int, 1), default=100_000, help="transitions per bundle; 7 KB each for Atari")
     add("--batch-size", type=number(int, 1), default=128, help="transitions per gradient")
@@ -89,7 +90,7 @@ def parse_args(argv=None):
     add("--loss", default="squared", choices=["squared", "huber"], help="huber clips the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
-    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default="cpu", help="where the networks run: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=2_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
@@ -100,7 +101,7 @@ def parse_args(argv=None):
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
     if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -167,8 +168,8 @@ def mlp(*sizes):
 class ReplayBuffer:
     """The last transitions of environments stepped in parallel: a ring buffer with one row per vector step.
 
-    Each observation is stored once: the next one of row t is that of row t + 1. Of stacked frames, obs_shape
-    (num_stack, height, width), only the newest is stored: sample takes the older ones from the rows before.
+    Each observation is stored once: row t + 1 holds the next observation of row t. Of stacked frames, obs_shape
+    (num_stack, height, width), only the newest is stored; sample takes the older ones from earlier rows.
     """
 
     def __init__(self, capacity, num_envs, obs_shape, dtype, rng):
@@ -204,7 +205,7 @@ class ReplayBuffer:
         rows, envs = self.sample_indices(batch_size)
         while (is_reset := ~self.is_transition[rows, envs]).any():  # draw again
             rows[is_reset], envs[is_reset] = self.sample_indices(is_reset.sum())
-        ages = np.arange(self.num_stack - 1, -2, -1)  # of both observations' frames; the next one's newest has -1
+        ages = np.arange(self.num_stack - 1, -2, -1)  # in rows, oldest frame first; -1 is next_obs's newest frame
         frames = self.frames[(rows[:, None] - ages) % len(self.frames), envs[:, None]]  # (batch, num_stack + 1, ...)
         same_episode = np.ones(batch_size, bool)
         for age in range(1, self.num_stack):  # zeros for frames from before the episode's first observation
@@ -521,15 +522,15 @@ def end_after_parent():
 def accept(inbox, listener, num_bundles):
     """Accept the connections of all bundles, and listen to each in a thread of its own."""
     for _ in range(num_bundles):
-        with contextlib.suppress(AuthenticationError, EOFError, OSError):  # it was no bundle, or has died
+        with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not a bundle, or it has died
             connection = listener.accept()
             threading.Thread(target=listen, args=(inbox, connection), daemon=True).start()
 
 
 def listen(inbox, connection):
-    """Put a bundle's messages into the inbox, (bundle, answers, gradient, report), and send it what comes as answers.
+    """Put a bundle's messages into the inbox as (bundle, answers, gradient, report); send it what is put into answers.
 
-    When the bundle ends, the last three are None. With a thread per bundle, one that hangs holds up no other.
+    When the bundle ends, the last three are None. One thread per bundle: a hanging bundle does not block the others.
     """
     bundle, answers = None, queue.SimpleQueue()
     with contextlib.suppress(EOFError, OSError):
@@ -541,7 +542,7 @@ def listen(inbox, connection):
 
 
 def watch(inbox, bundle, worker):
-    """Say in the inbox when a process ends, which it may do before it has connected."""
+    """Report in the inbox that a process has ended, possibly before it connected."""
     wait([worker.sentinel])
     inbox.put((bundle, None, None, None))
 
@@ -598,14 +599,14 @@ def derive_seed(*key):
 
 
 def make_envs(args, num_envs, **options):
-    """Make environments that step in parallel and reset in the step after a done; RunError if unsupported."""
+    """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
     if is_atari(args):
         envs = make_atari(args, num_envs, **options)
     else:
         # SyncVectorEnv steps a single environment faster than the environment's own vector class does.
         mode = "sync" if num_envs == 1 else None
         envs = gym.make_vec(args.env_id, num_envs, mode, **args.env_kwargs | options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0

@@ -21,7 +21,7 @@ Departs  Adam without momentum, which is RMSProp with a bias correction; losses 
          reset, up to 30 no-ops; the mean image is subtracted; as in the paper a lost life is terminal and rewards are
          clipped to ±1, for learning only
 Run      python related/impala.py
-Result   greedy return 500.0 ± 0.0 (10 seeds)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
@@ -57,12 +57,12 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for one of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over actors")
     add("--num-workers", type=number(int, 1), default=2, help="actors: processes, each with its own environment")
     add("--num-steps", type=number(int, 1), default=32, help="steps per unroll, the paper's n")
     add("--batch-size", type=number(int, 1), default=8, help="unrolls per update")
-    add("--vtrace", action=argparse.BooleanOptionalAction, default=True, help="correct for the lag; if not, π/μ = 1")
+    add("--vtrace", action=argparse.BooleanOptionalAction, default=True, help="correct for policy lag; off: π/μ = 1")
     add("--rho-bar", type=number(float, 0), default=1.0, help="ρ̄, which decides the policy whose value is learned")
     add("--c-bar", type=number(float, 0), default=1.0, help="c̄, which decides how far back TD errors reach")
     add("--sync-interval", type=number(int, 1), default=1, help="updates between refreshes of what actors copy")
@@ -72,7 +72,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="where the learner's network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
@@ -84,7 +84,7 @@ def parse_args(argv=None):
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
     if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -163,7 +163,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, logits):
         """Logits (num_envs, num_actions) -> actions drawn from π(·|s), (num_envs,)."""
-        probs = logits.softmax(-1)  # same distribution as torch.multinomial, but NaN passes: update reports it
+        probs = logits.softmax(-1)  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes
         return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
@@ -470,7 +470,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
-    envs._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
+    envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
         envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
             envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
@@ -504,7 +504,7 @@ def is_atari(args):
 
 
 def make_env(args, **options):
-    """One environment, to be reset by hand; RunError if its spaces are not supported."""
+    """Make one environment without autoreset; raise RunError if its spaces are not supported."""
     if is_atari(args):
         import ale_py  # only Atari needs it
 

@@ -4,16 +4,16 @@
 # ///
 """PGQL: A2C plus Q-learning, from a replay buffer, on the Q values that the policy implies.
 
-Paper    O'Donoghue et al. 2017 (arXiv:1611.01626)
+Papers   O'Donoghue et al. 2017 (arXiv:1611.01626); GAE: Schulman et al. 2016 (arXiv:1506.02438), eq. 16
 Update   one Adam step per rollout on (1 - η) L + η L_Q; η = 0 is a2c.py, η = 1 Q-learning alone
          L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - α E[H(π(·|s))] over the rollout, A and R as in a2c.py
          ∇L_Q = -E[δ (∇log π(a|s) + 2 vf_coef ∇V(s))] over transitions drawn uniformly from the replay buffer
          δ = r + γ max_a' Q̃(s',a') - Q̃(s,a)    δ = r - Q̃(s,a) if s' is terminal
          Q̃(s,a) = α (log π(a|s) + H(π(·|s))) + V(s)    α = ent_coef; where A2C has converged, Q̃ is the Q of π
-Departs  synchronous: one gradient for both; a resumed run starts with an empty replay buffer; otherwise as
+Departs  synchronous: one gradient step on both losses; a resumed run starts with an empty replay buffer; otherwise as
          a2c.py, whose running statistics scale the replayed observations and rewards, too
 Run      python related/pgql.py
-Result   greedy return 500.0 ± 0.0 (10 seeds)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="options of the environment as JSON")
+    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel")
     add("--num-steps", type=number(int, 1), default=32, help="steps per environment and update, the paper's t_max")
@@ -59,7 +59,7 @@ def parse_args(argv=None):
     add("--buffer-size", type=number(int, 1), default=100_000, help="transitions in the replay buffer")
     add("--batch-size", type=number(int, 1), default=256, help="replayed transitions per update")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--seed", type=number(int, 0), default=1, help="seeds the network, the environments and the actions")
+    add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
     add("--eval-episodes", type=number(int, 0), default=20, help="greedy episodes after training; 0 for none")
@@ -70,7 +70,7 @@ def parse_args(argv=None):
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
     if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -129,7 +129,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, logits):
         """Logits (num_envs, num_actions) -> actions drawn from π(·|s), (num_envs,)."""
-        probs = logits.softmax(-1)  # same distribution as torch.multinomial, but NaN passes: update reports it
+        probs = logits.softmax(-1)  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes
         return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
@@ -176,7 +176,7 @@ def a2c_loss(log_prob, entropy, values, advantages, returns, vf_coef, ent_coef):
 def sample_transitions(replay, batch_size, rng):
     """Draw transitions uniformly -> observations, actions, rewards, terminations, next observations."""
     observations, actions, rewards, terminations, _, is_transition = replay  # (num_rollouts, num_steps, num_envs, ...)
-    transitions = rng.choice(np.flatnonzero(is_transition), batch_size)  # neither reset steps nor empty places
+    transitions = rng.choice(np.flatnonzero(is_transition), batch_size)  # no reset steps and no unfilled rows
     i, t, n = np.unravel_index(transitions, is_transition.shape)
     return observations[i, t, n], actions[i, t, n], rewards[i, t, n], terminations[i, t, n], observations[i, t + 1, n]
 
@@ -283,7 +283,7 @@ def train(args):
                 is_transition[t] = ~done  # the step after a done only resets: its action is ignored
                 # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
                 observations[t + 1], rewards[t], terminations[t], truncated, infos = envs.step(actions[t])
-                running_return = rewards[t] + args.gamma * running_return * ~done  # of the episode so far
+                running_return = rewards[t] + args.gamma * running_return * ~done  # done: the last step's
                 running_returns[t] = running_return
                 done = dones[t] = terminations[t] | truncated
                 global_step += args.num_envs
@@ -344,9 +344,9 @@ def derive_seed(*key):
 
 
 def make_envs(args, num_envs, **options):
-    """Make environments that step in parallel and reset in the step after a done; RunError if unsupported."""
+    """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
     envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # drop single environments' infos: some cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0

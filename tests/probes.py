@@ -58,7 +58,7 @@ class ActionReward(Probe):
 
 
 class ObservationActionReward(ObservationReward):
-    """One step, reward 1 for action 1 where the observation is 1, else for action 0; -1 for the other action."""
+    """One step, reward 1 for action 1 where the observation is 1, otherwise for action 0; -1 for the other action."""
 
     def play(self, action):
         return 0.0, 1 if (action == 1) == (self.obs > 0) else -1, True
@@ -72,7 +72,7 @@ class EndlessReward(Probe):
 
 
 class Memory(Probe):
-    """Three steps, observed as a cue of -1 or 1, then 0, 0; reward 1 if the last action matches the cue, else -1."""
+    """Three steps, observed as a cue of -1 or 1, then 0, 0; reward 1 if the last action matches it, otherwise -1."""
 
     def first_obs(self):
         self.cue = float(self.np_random.choice([-1.0, 1.0]))
@@ -188,7 +188,7 @@ def scripted_rows(num_rows, gamma):
 
 
 class Cue(gym.Env):
-    """20 steps; action 1 is right where the sign is 1, else action 0. Best return 20, by chance 10."""
+    """20 steps; action 1 is right where the sign is 1, otherwise action 0. Best return 20, by chance 10."""
 
     observation_space = Box(-1, 1, (1,), np.float32)
     action_space = Discrete(2)
@@ -263,7 +263,7 @@ class Endless(Cue):
 
 
 class WrongShape(Cue):
-    """Its observations have another shape than its space says."""
+    """Observations whose shape differs from the declared space."""
 
     def show(self):
         return self.state.copy()[None]
@@ -334,7 +334,7 @@ class NeedsFile(Cue):
 
 
 class Kwargs(Cue):
-    """Takes an option: a bonus for each step."""
+    """Accepts an option: a bonus for each step."""
 
     def __init__(self, bonus=0.0):
         self.bonus = bonus

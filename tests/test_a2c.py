@@ -55,7 +55,7 @@ def test_running_statistics_are_those_of_all_samples(shape):
         samples = np.concatenate([samples, batch])
         assert statistics.count == len(samples)
         np.testing.assert_allclose(statistics.mean, samples.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(statistics.var, samples.var(0), rtol=1e-5, atol=1e-5)  # of one row 0, not NaN
+        np.testing.assert_allclose(statistics.var, samples.var(0), rtol=1e-5, atol=1e-5)  # 0 for one row, not NaN
         if shape == ():
             assert statistics.rms() == pytest.approx(np.sqrt(np.square(samples).mean()), rel=1e-5)
     names = {"count", "mean", "var"}  # in checkpoints, but not for the optimizer
@@ -63,7 +63,7 @@ def test_running_statistics_are_those_of_all_samples(shape):
 
 
 def test_a_root_mean_square_is_above_0():
-    """Initially it is 1; of zeros alone it still divides rewards, all of which are 0 then."""
+    """It is 1 initially; after zeros alone it is small but positive, so rewards can be divided by it."""
     statistics = a2c.RunningStatistics(())
     assert statistics.rms() == 1.0
     statistics.update(np.zeros(9))
@@ -132,7 +132,7 @@ def test_loss_and_its_gradient():
 
 
 @pytest.mark.parametrize("discrete", [True, False])
-def test_an_update_is_the_one_written_out(discrete):
+def test_an_update_equals_one_written_by_hand(discrete):
     """Network, advantages, losses, means without reset steps, clipping, step; NaN rewards change no weight."""
     torch.manual_seed(0)
     flags = "--gae-lambda 0.9 --gamma 0.95 --vf-coef 0.4 --ent-coef 0.3 --max-grad-norm 0.5"
@@ -224,7 +224,7 @@ def test_continuous_policy():
     assert agent.greedy(torch.tensor(mean)).tolist() == mean.tolist()
 
 
-def test_the_first_network():
+def test_the_initial_network():
     """Layers are orthogonal with the usual gains, biases zero; different seeds give different weights."""
     one, two, again = (a2c.train(quick("--learning-rate", "0", "--seed", seed))[0] for seed in "121")
     gains = {"actor.0": 2**0.5, "actor.2": 2**0.5, "actor.4": 0.01}
@@ -328,8 +328,8 @@ def test_statistics_are_those_of_all_transitions_so_far(recorded):
 
 
 @pytest.mark.parametrize("env_id", ["Scripted-v0", "Target-v0"])
-def test_what_acted_is_what_learns(recorded, env_id):
-    """The outputs in update, and so the log-probabilities, are those of acting, although statistics change."""
+def test_acting_and_learning_outputs_agree(recorded, env_id):
+    """update recomputes the outputs of acting, and so the log-probabilities, although the statistics change."""
     calls, _ = recorded("--env-id", env_id, "--learning-rate", "0.1")
     for call in calls:
         np.testing.assert_allclose(call["learned"], call["acted"], rtol=0, atol=1e-5)
@@ -450,7 +450,7 @@ def test_unsupported_environments_are_refused(tmp_path):
     ("where", "value"), [("reward", "Infinity"), ("observation", "NaN"), ("observation", "-Infinity")]
 )
 def test_values_that_are_not_finite_end_the_run(where, value, tmp_path):
-    """With one line, and before they reach the weights or the statistics of the checkpoint."""
+    """The run ends with a one-line error before they reach the weights or the statistics of the checkpoint."""
     flags = f'--env-id NotFinite-v0 --num-envs 2 --num-steps 8 --total-timesteps 900 --env-kwargs {{"{where}":{value}}}'
     with pytest.raises(a2c.RunError, match=r"^[^\n]* is not finite[^\n]*$"):
         a2c.train(quick(*flags.split()))

@@ -178,7 +178,7 @@ def test_running_statistics_are_those_of_all_samples(shape):
         samples = np.concatenate([samples, batch])
         assert statistics.count == len(samples)
         np.testing.assert_allclose(statistics.mean, samples.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(statistics.var, samples.var(0), rtol=1e-5, atol=1e-5)  # of one row 0, not NaN
+        np.testing.assert_allclose(statistics.var, samples.var(0), rtol=1e-5, atol=1e-5)  # 0 for one row, not NaN
         if shape == ():
             assert statistics.rms() == pytest.approx(np.sqrt(np.square(samples).mean()), rel=1e-5)
     names = {"count", "mean", "var"}  # in checkpoints, but not for the optimizer
@@ -186,7 +186,7 @@ def test_running_statistics_are_those_of_all_samples(shape):
 
 
 def test_a_root_mean_square_is_above_0():
-    """Initially it is 1; of zeros alone it still divides rewards, all of which are 0 then."""
+    """It is 1 initially; after zeros alone it is small but positive, so rewards can be divided by it."""
     statistics = a3c.RunningStatistics(())
     assert statistics.rms() == 1.0
     statistics.update(np.zeros(9))
@@ -396,7 +396,7 @@ def gradient_by_hand(agent, observations, lstm_state, actions, rewards, terminat
 @pytest.mark.parametrize("space", [Discrete(2), Box(-1, 1, (2,))], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("lstm", [False, True])
 @pytest.mark.parametrize(("terminated", "max_grad_norm"), [(False, 0.5), (True, 0.5), (True, 1e6)])
-def test_two_updates_are_those_written_out_by_hand(space, lstm, terminated, max_grad_norm):
+def test_two_updates_equal_those_written_by_hand(space, lstm, terminated, max_grad_norm):
     """Loss, clipping, RMSProp; the second update applies the second gradient alone, at the weights just copied."""
     torch.manual_seed(1)
     args = quick(*f"--gamma 0.95 --ent-coef 0.02 --vf-coef 0.4 --max-grad-norm {max_grad_norm}".split())
@@ -646,7 +646,7 @@ def test_two_workers_share_one_step_budget(tmp_path, capsys, monkeypatch, forkse
     def start_worker(workers, context, rank, args, optimizer, shared, start_step):
         ranks.append(rank)
         given.append({name: getattr(shared, name) for name in ("obs_statistics", "return_statistics")})
-        if rank == 0:  # nobody has played yet
+        if rank == 0:  # no worker has played yet
             initial.append({f"{name}.{key}": x for name in given[-1] for key, x in buffers(given[-1][name]).items()})
         return original(workers, context, rank, args, optimizer, shared, start_step)
 
@@ -716,7 +716,7 @@ def test_evaluation_ends_and_clips_actions(monkeypatch, capsys):
 
 
 def send(signum):
-    """Return a replacement of log_progress that sends this process a signal, or does nothing if signum is 0."""
+    """Return a replacement for log_progress that sends this process a signal, or does nothing if signum is 0."""
     return lambda *_: os.kill(os.getpid(), signum)
 
 
@@ -772,7 +772,7 @@ def test_faults_end_all_workers(env_id, strike, error, message, tmp_path, monkey
     ("where", "value"), [("reward", "Infinity"), ("observation", "NaN"), ("observation", "-Infinity")]
 )
 def test_values_that_are_not_finite_end_the_run(where, value, tmp_path, forkserver):
-    """With one line, and neither the weights nor the statistics of the checkpoint become NaN or infinite."""
+    """The run ends with a one-line error; no weight and no statistic of the checkpoint is NaN or infinite."""
     flags = f'--env-id probes:NotFinite-v0 --total-timesteps 2000 --env-kwargs {{"{where}":{value}}}'
     one_line = (
         r"^the gradient is not finite: lower .*, or look for NaN in probes:N|^an observation or a reward of .* is not"

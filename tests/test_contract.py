@@ -55,7 +55,7 @@ PROCESSES = {"a3c": "worker", "ga3c": "agent", "gorila": "bundle", "impala": "wo
 FREE = {"ga3c", "gorila", "impala"}
 # An environment whose rewards are NaN from the 300th step on.
 NAN_ENV = {"default": "probes:NotANumber-v0", "tabular_q": "probes:NotANumberTable-v0"}
-# Functions, classes and methods of one name whose text may differ, in all scripts or in one.
+# Names whose text may differ between scripts: everywhere ("default"), or in the script named.
 MAY_DIFFER = {
     "default": {"parse_args", "train", "update", "make_envs", "make_env", "ActorCritic.__init__"},
     "tabular_q": {"evaluate", "td_target"},  # a table, not a network
@@ -428,9 +428,9 @@ def test_checkpoint_and_resume(name, short_run, tmp_path, capsys):
 
 
 def test_a_resumed_run_has_the_flags_of_its_checkpoint(name, short_run, tmp_path, monkeypatch):
-    """All but those of the machine; flags on the command line override them; a second resume keeps both."""
+    """All but the machine-specific ones; flags on the command line override them; a second resume keeps both."""
     run, module = short_run(name), import_module(name)
-    monkeypatch.delenv("WANDB_MODE", raising=False)  # which that run has set, if it was in this test
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # short_run may have set it in this test
     path = copy_of(run, tmp_path)
     flags = vars(module.parse_args(["--resume", path]))
     machine = {"device", "run_dir", "wandb_mode", "wandb_project", "resume"}
@@ -558,7 +558,7 @@ def test_observations_that_are_not_finite_end_the_run(name):
 
 
 def test_an_environment_that_raises_ends_the_run_with_its_own_error(name, tmp_path, capfd, monkeypatch):
-    # Spawned here: the processes of a fork server print where that server does, which another test has started.
+    # Spawn here: a fork server's children print to the server's streams, which belong to another test.
     monkeypatch.setattr(torch.multiprocessing, "get_context", multiprocessing.get_context)
     env_id = "probes:CrashTable-v0" if name == "tabular_q" else "probes:Crash-v0"
     module, args = quick(name, "--env-id", env_id, "--total-timesteps", "20000")
@@ -573,7 +573,7 @@ def test_an_environment_that_raises_ends_the_run_with_its_own_error(name, tmp_pa
 # Environments that users bring
 
 
-def test_an_environment_that_differs_in_form_alone_gives_the_same_run(name):
+def test_an_environment_that_differs_only_in_form_gives_the_same_run(name):
     """Actions used as dictionary keys, observations overwritten in place, infos that cannot be stacked."""
     if name == "tabular_q":
         pytest.skip("states are integers")

@@ -137,7 +137,7 @@ def arrays(network):
 @pytest.mark.parametrize(
     ("double", "dueling", "loss"), [(0, 0, "squared"), (1, 0, "huber"), (0, 1, "huber"), (1, 1, "squared")]
 )
-def test_an_update_is_the_one_written_out_in_numpy(double, dueling, loss):
+def test_an_update_equals_one_written_in_numpy(double, dueling, loss):
     """Targets, loss, backpropagation, clipping and a plain gradient step; NaN changes no weight."""
     torch.manual_seed(1)
     args = quick("--gamma", "0.95", "--max-grad-norm", "0.5", "--loss", loss, *["--double"] * double)
@@ -232,7 +232,7 @@ def test_the_convolutions_are_those_of_the_papers(name, shapes):
 
 
 @pytest.mark.parametrize(
-    "sizes",  # the last one has no ends: with a single row there would be nothing but the reset to sample
+    "sizes",  # the last has no episode ends: its single row could otherwise be a reset
     [(99, 3, 1500, 0.15), (50, 1, 300, 0.15), (2, 1, 300, 0.15), (10, 4, 300, 0.15), (8, 4, 300, 0.15), (4, 4, 50, 0)],
 )
 @pytest.mark.parametrize(("obs_shape", "dtype"), [((3,), np.float32), ((4, 3, 2), np.uint8), ((2, 3, 2), np.uint8)])
@@ -589,7 +589,7 @@ class Lives(gym.vector.VectorEnv):
 
 
 @pytest.mark.parametrize("flag", ["--terminal-on-life-loss", "--no-terminal-on-life-loss"])
-def test_a_lost_life_ends_the_value_but_not_the_game(monkeypatch, flag):
+def test_a_lost_life_stops_the_bootstrap_but_not_the_game(monkeypatch, flag):
     """Games of 5 steps that terminate alternate with games of 4 that are truncated; lives return in a reset."""
     monkeypatch.setattr(dqn, "make_atari", lambda args, num_envs, **options: Lives())
     batches = spied(monkeypatch, "update", lambda *args: [x.numpy().copy() for x in args[3]])

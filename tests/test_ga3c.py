@@ -423,7 +423,7 @@ def test_the_environment_of_atari():
 
 
 def send(signum):
-    """Return a replacement of log_progress that sends this process a signal, or does nothing if signum is 0."""
+    """Return a replacement for log_progress that sends this process a signal, or does nothing if signum is 0."""
     return lambda *_: os.kill(os.getpid(), signum)
 
 

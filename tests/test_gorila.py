@@ -86,8 +86,8 @@ def flat(tensors):
 # Equations
 
 
-def test_what_is_the_same_as_in_other_scripts():
-    """Of the functions and classes that the comparison of all scripts leaves out, these are copies, too."""
+def test_functions_copied_from_other_scripts():
+    """These are copies, too, although test_twins_are_identical exempts or overlooks them."""
 
     def texts(path):
         source = path.read_text()
@@ -101,7 +101,7 @@ def test_what_is_the_same_as_in_other_scripts():
 
 
 def make_networks(args, optimizer):
-    """Return Q and Q⁻ of three actions, which differ, and an optimizer of Q, all for observations of two numbers."""
+    """Return two different networks Q and Q⁻ (two inputs, three actions) and an optimizer of Q."""
     torch.manual_seed(1)
     networks = [dqn.QNetwork(Box(-1, 1, (2,)), 3, "nature", [8], args.dueling) for _ in range(2)]
     return *networks, optimizer(networks[0].parameters(), lr=0.01)
@@ -109,7 +109,7 @@ def make_networks(args, optimizer):
 
 @pytest.mark.parametrize("flags", ["", "--double --loss huber", "--dueling --max-grad-norm 0.1"])
 def test_a_bundle_s_gradient_applied_by_the_server_is_an_update_of_dqn(flags):
-    """Three updates in a row, of which the second and third must not contain the gradients before."""
+    """Three updates in a row, of which the second and third must not include earlier gradients."""
     args = quick("--gamma", "0.95", *flags.split())
     q_network, target_network, optimizer = make_networks(args, torch.optim.Adam)
     bundle_network = copy.deepcopy(q_network)
@@ -362,7 +362,7 @@ def test_messages_arrive_as_they_were_sent():
 
 
 def test_a_bundle_that_comes_too_late_is_told_to_stop():
-    """Its first message meets a server that has all steps."""
+    """By its first message the server has counted all steps."""
     inbox, running = queue.SimpleQueue(), {0, 1}
     inbox.put((0, None, None, None))
     thread = threading.Thread(target=gorila.stop_bundles, args=(inbox, running))
@@ -524,7 +524,7 @@ def test_a_buffer_of_less_than_two_steps_is_refused(capsys):
     assert "error: argument --buffer-size: " in capsys.readouterr().err
 
 
-# Faults: a bundle may die, the run goes on; whatever else happens, it ends at once and saves what was learned
+# Faults: the run continues if a bundle dies; after any other fault it ends at once and saves what was learned
 
 
 def processes():
@@ -554,7 +554,7 @@ def test_a_killed_bundle_does_not_stop_the_others(tmp_path, monkeypatch, forkser
 
 
 def strike_with(signum):
-    """Return a replacement of log_progress that sends this process a signal, or does nothing if signum is 0."""
+    """Return a replacement for log_progress that sends this process a signal, or does nothing if signum is 0."""
     return lambda *_: os.kill(os.getpid(), signum)
 
 
@@ -609,7 +609,7 @@ def test_a_bundle_that_dies_before_it_connects_is_noticed(monkeypatch, forkserve
 
 
 def test_a_bundle_ignores_sigterm_before_its_connection_closes(monkeypatch, handlers):
-    """The server sends it as soon as it sees that, and the bundle may have an error to print."""
+    """The server sends SIGTERM once the connection closes, and the bundle may still have an error to print."""
     at_close = []
 
     @contextlib.contextmanager
@@ -706,7 +706,7 @@ def test_two_machines_are_two_torchrun_commands(tmp_path):
 
 
 def bundles_of(pid):
-    """Return the processes that the training script has started which torchrun, process pid, has started."""
+    """Return the children of the training script that torchrun (process pid) has started."""
 
     def children(pid):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -247,7 +247,7 @@ def unrolls_for_update(seed, num_steps=6):
 
 
 @pytest.mark.parametrize("flags", ["--rho-bar 1.5 --c-bar 0.9", "--no-vtrace", "--max-grad-norm 1e6"])
-def test_an_update_is_the_one_written_out(flags):
+def test_an_update_equals_one_written_by_hand(flags):
     """Network, ratios, true last observations, V-trace, losses, clipping, step; NaN rewards change no weight.
 
     Rewards are divided by the root mean square of running returns, here 2, and observations normalized.
@@ -590,7 +590,7 @@ def test_flags_that_exclude_each_other(capsys):
 
 
 def test_evaluation_is_greedy_and_seeded():
-    """In parallel they are the episodes one by one, each environment's first."""
+    """Parallel episodes equal those played one by one; only each environment's first counts."""
     torch.manual_seed(0)
     agent, args, expected, env = impala.ActorCritic(Box(-1, 1, (4,)), 2), quick(), [], gym.make("CartPole-v1")
     for episode in range(5):
@@ -643,7 +643,7 @@ def test_probes_of_actions(env_id, flags, forkserver):
 
 
 def send(signum):
-    """Return a replacement of log_progress that sends a signal to this process."""
+    """Return a replacement for log_progress that sends a signal to this process."""
     return lambda *_: os.kill(os.getpid(), signum)
 
 

@@ -38,7 +38,7 @@ def recorded(*flags):
     calls, passes, original, forward = [], [], paac_gpu.update, paac_gpu.ActorCritic.forward
 
     def seen(agent, obs):
-        """In place of the network's forward pass: notes what goes in and comes out."""
+        """Replace the forward pass: record what goes in and comes out."""
         result = forward(agent, obs)
         passes.append([x.detach().cpu().numpy().copy() for x in (obs, *result)] + [obs.device.type])
         return result
@@ -52,7 +52,7 @@ def recorded(*flags):
             assert all(np.array_equal(row[0], obs) for row, obs in zip(rows[:-1], observations[:-1], strict=True))
         else:
             observations = np.stack([row[0] for row in rows])
-        for k, learned in enumerate((output, values), 1):  # what learns is what acted, also where it is computed again
+        for k, learned in enumerate((output, values), 1):  # learning uses the outputs of acting, even if recomputed
             acted = np.stack([row[k] for row in rows[:num_steps]])
             tolerance = 1e-5 if learned.device.type == "cpu" else 1e-2  # GPUs round convolutions to 10 bits
             np.testing.assert_allclose(learned.detach().cpu()[:-1], acted, rtol=0, atol=tolerance)
@@ -249,7 +249,7 @@ def test_the_mean_image(frames):
 
 @pytest.mark.parametrize("network", ["nips", "nature"])
 def test_kept_graphs_and_one_pass_give_the_same_gradient(network, frames):
-    """With frames, a CPU keeps the graphs of acting; other devices, such as cpu:0 to the script, make a second pass."""
+    """With frames, a CPU keeps the graphs of acting; other devices, as which cpu:0 counts, make a second pass."""
     flags = f"{frames} --learning-rate 0 --max-grad-norm 1000 --total-timesteps 24 --ent-coef 0.1 --gae-lambda 0.9"
     kept, agent, _ = recorded(flags, f"--network {network} --device cpu")
     batched, other, _ = recorded(flags, f"--network {network} --device cpu:0")
@@ -263,7 +263,7 @@ def test_kept_graphs_and_one_pass_give_the_same_gradient(network, frames):
 
 @pytest.mark.parametrize(("where", "value"), [("reward", "NaN"), ("observation", "NaN"), ("observation", "Infinity")])
 def test_values_that_are_not_finite_end_the_run(where, value, tmp_path):
-    """With one line, and before they reach the weights or the statistics of the checkpoint."""
+    """The run ends with a one-line error before they reach the weights or the statistics of the checkpoint."""
     flags = f'--env-id NotFinite-v0 --num-envs 2 --num-steps 8 --total-timesteps 900 --env-kwargs {{"{where}":{value}}}'
     with pytest.raises(paac_gpu.RunError, match=r"^[^\n]* is not finite[^\n]*$"):
         paac_gpu.train(quick(flags))
@@ -356,7 +356,7 @@ def test_a_lost_life_is_terminal_for_the_values_alone(on, monkeypatch):
     assert len(history) == games_end.sum() > 1 and lost.sum() >= 5 * games_end.sum()
 
 
-def test_the_two_forms_of_a_game_are_one(monkeypatch):
+def test_both_forms_of_a_game_agree(monkeypatch):
     """ALE's vector environment and the rendered one: same lives, rewards and frames from the same actions."""
     make_vec = gym.make_vec
 
@@ -437,7 +437,7 @@ def test_signals_end_the_processes_of_environments(signum, tmp_path):
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[signum], err
     assert "checkpoint  " in out and list(tmp_path.glob("runs/*/checkpoint.pt"))
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody is left
+        os.killpg(process.pid, 0)  # no process is left
 
 
 def test_an_error_in_the_process_of_an_environment_is_raised(tmp_path):

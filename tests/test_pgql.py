@@ -144,7 +144,7 @@ def gae(rewards, values, terminations, dones, gamma, gae_lambda):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_an_update_is_the_one_written_out(eta):
+def test_an_update_equals_one_written_by_hand(eta):
     """(1 - η) times the actor-critic's gradient plus η times Q-learning's, clipped; NaN rewards change no weight.
 
     Rewards are divided by the root mean square of running returns, here 2, and observations normalized.

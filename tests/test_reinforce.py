@@ -250,7 +250,7 @@ def test_actions_are_drawn_from_the_policy_that_is_scored(space):
 
 @pytest.mark.parametrize("space", [Discrete(2), Box(-1, 1, (2,))], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("flags", [*PSI, "value_baseline --value-warmup 3", "value_baseline --value-warmup 4"])
-def test_an_update_is_the_gradient_written_out_by_hand(flags, space):
+def test_an_update_equals_one_written_by_hand(flags, space):
     """Episodes of 6, 3 and 4 steps, two of them truncated; the rows after their ends are NaN and must be ignored.
 
     V's unit is the root mean square of earlier returns; the targets of its step are in the unit that includes these.
@@ -418,7 +418,7 @@ def test_every_batch_of_a_run_and_of_its_resumption(num_envs, total, monkeypatch
         assert len(set(batches)) > min(5, len(batches) - 1)
 
 
-def test_without_annealing_the_learning_rate_is_constant_and_that_of_the_flag(monkeypatch, tmp_path):
+def test_without_annealing_the_learning_rate_is_constant_and_equals_the_flag(monkeypatch, tmp_path):
     """Also in a resumed run, whose optimizer comes with the learning rate of the checkpoint."""
     flags = "--env-id ConstantReward-v0 --total-timesteps 12 --no-anneal-lr".split()
     _, _, updates, _, _ = recorded(monkeypatch, *flags, "--learning-rate", "0.5")
@@ -443,7 +443,7 @@ def test_continuous_actions_are_clipped_only_for_the_environment(monkeypatch):
 
 
 def test_observations_are_normalized_by_the_statistics_of_all_transitions(monkeypatch, tmp_path):
-    """Not of reset steps or of finished environments; a checkpoint, a resumed run and the evaluation have them."""
+    """Reset steps and finished environments do not count; checkpoints, resumed runs and evaluation use them."""
     flags = "--env-id Uneven-v0 --num-envs 3 --total-timesteps".split()
     agent, _, updates, _, _ = recorded(monkeypatch, *flags, "60")
     seen = np.concatenate([observations[:-1][is_transition] for observations, *_, is_transition, _ in updates])

@@ -168,7 +168,7 @@ def test_without_discount_states_that_cannot_terminate_are_nan_and_no_others():
     np.testing.assert_allclose(tabular_q.policy_evaluation(model, uniform, 0.5), iterate(model, 0.5, uniform))
 
 
-def test_without_discount_a_loop_that_costs_nothing_is_left_and_one_that_pays_has_no_value():
+def test_without_discount_a_loop_that_costs_nothing_is_escaped_and_one_that_pays_has_no_value():
     free = certain([(1, -2.0, False), (0, 1.0, True)], [(0, 2.0, False), (0, 0.0, True)])  # 0 -> 1 -> 0 sums to 0
     np.testing.assert_allclose(tabular_q.policy_iteration(free, 1.0)[1], [1, 3])
     assert np.isnan(tabular_q.policy_iteration(PAID, 1.0)[1]).all()
