@@ -314,7 +314,7 @@ def train(args):
                 observations[t + 1] = torch.as_tensor(obs)  # copies to the GPU
                 if is_atari(args):
                     rewards[t] = np.sign(rewards[t])
-                running_return = rewards[t] + args.gamma * running_return * ~done  # done: the last step's
+                running_return = rewards[t] + args.gamma * running_return * ~done  # done is still the previous step's
                 running_returns[t] = running_return
                 done = terminations[t] | truncated
                 lost_life = infos.get("lives", 0) < lives

@@ -283,7 +283,7 @@ def train(args):
                 is_transition[t] = ~done  # the step after a done only resets: its action is ignored
                 # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
                 observations[t + 1], rewards[t], terminations[t], truncated, infos = envs.step(actions[t])
-                running_return = rewards[t] + args.gamma * running_return * ~done  # done: the last step's
+                running_return = rewards[t] + args.gamma * running_return * ~done  # done is still the previous step's
                 running_returns[t] = running_return
                 done = dones[t] = terminations[t] | truncated
                 global_step += args.num_envs
