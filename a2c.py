@@ -56,6 +56,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
+    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of continuous actions (bounds: ±1)")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
@@ -108,13 +109,14 @@ class RunningStatistics(nn.Module):
 class ActorCritic(nn.Module):
     """π(a|s) and V(s), separate networks; π is categorical for discrete actions, normal for continuous ones."""
 
-    def __init__(self, obs_space, action_space):
+    def __init__(self, obs_space, action_space, initial_std=1.0):
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
         self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the first policy is close to uniform
         self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
-        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
+        log_std = torch.full((num_outputs,), initial_std).log()  # state-independent
+        self.log_std = None if self.discrete else nn.Parameter(log_std)
         self.obs_statistics = RunningStatistics(obs_space.shape)
         self.return_statistics = RunningStatistics(())  # of running returns, r_t + γ r_t-1 + γ² r_t-2 + ...
 
@@ -213,7 +215,7 @@ def train(args):
     if args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", []):
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    agent = ActorCritic(obs_space, action_space).to(args.device)
+    agent = ActorCritic(obs_space, action_space, args.initial_std).to(args.device)
     # No momentum (β1 = 0), as in the paper's RMSProp: the next rollout is sampled from a different policy.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
     start_step, run_id = 0, None

@@ -322,8 +322,12 @@ AS_CLEANRL = (  # its dqn.py's defaults in our flags; its learning rate stays, w
 )
 A2C = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in EQUAL.items()) + " --num-envs 8 --num-steps 5"
 A2C += " --log-interval 125000"  # one checkpoint, as the peer writes none
-CONTROL = ["InvertedPendulum-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
-CONTROL_SETTINGS = f"@{ROOT / 'settings' / 'a2c_MuJoCo.txt'}"
+CONTROL = {  # environments and the settings files of a2c.py
+    "InvertedPendulum-v5": "a2c_MuJoCo.txt",
+    "HalfCheetah-v5": "a2c_HalfCheetah-v5.txt",
+    "Hopper-v5": "a2c_MuJoCo.txt",
+    "Walker2d-v5": "a2c_MuJoCo.txt",
+}
 PSI = "--psi reward_to_go"
 PAAC = "--num-envs 32 --num-steps 5 --device cpu"
 NIPS = f"{PAAC} --network nips"
@@ -383,8 +387,9 @@ def curves(args):
 
 
 def our_control(env_id, steps, seed):
-    """a2c.py with settings/a2c_MuJoCo.txt -> episodes, their seconds by their steps, and 20 greedy returns."""
-    flags = [CONTROL_SETTINGS, "--env-id", env_id, "--total-timesteps", str(steps), "--seed", str(seed)]
+    """a2c.py with its settings for MuJoCo -> episodes, their seconds by their steps, and 20 greedy returns."""
+    settings = f"@{ROOT / 'settings' / CONTROL[env_id]}"
+    flags = [settings, "--env-id", env_id, "--total-timesteps", str(steps), "--seed", str(seed)]
     run = timed_train(importlib.import_module("a2c"), flags)
     return [(step, run.seconds * step / run.steps, value) for step, value in run.history], run.returns
 

@@ -499,6 +499,14 @@ def test_probe_6_a_truncated_episode_has_not_ended(gae_lambda):
     assert value(0) == pytest.approx(10, rel=0.05)
 
 
+def test_initial_std():
+    """The flag sets σ in every action dimension, in actions that are scaled to ±1; learning changes it from there."""
+    agent, _ = a2c.train(quick("--env-id", "probes:Target-v0", "--initial-std", "0.4", "--learning-rate", "0"))
+    assert agent.log_std.exp().tolist() == pytest.approx([0.4])
+    agent = a2c.ActorCritic(Box(-1, 1, (4,)), Box(-1, 1, (2,)), initial_std=0.1)
+    assert agent.sample(torch.zeros(50_000, 2)).std(0).tolist() == pytest.approx([0.1, 0.1], rel=0.02)
+
+
 def test_probe_7_a_continuous_action():
     agent, _ = learn("Target-v0", steps="12000")
     assert 2 * agent(torch.zeros(1))[0].item() == pytest.approx(0.5, abs=0.2) and agent.log_std.exp() < 0.9
