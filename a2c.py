@@ -44,8 +44,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel")
     add("--num-steps", type=number(int, 1), default=32, help="steps per environment and update, the paper's t_max")
@@ -56,7 +56,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of continuous actions within ±1")
+    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of continuous actions, scaled to ±1")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
@@ -64,7 +64,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -131,7 +132,8 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes: update reports it
+        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        if self.discrete:
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -150,7 +152,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers and a last one whose weights have this gain."""
+    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -311,13 +313,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
 def make_envs(args, num_envs, **options):
     """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
-    envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
+    envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs | options)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
@@ -341,7 +343,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -419,12 +422,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

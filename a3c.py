@@ -54,7 +54,7 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over workers")
     add("--num-workers", type=number(int, 1), default=2, help="processes, each with its own environment")
     add("--num-steps", type=number(int, 1), default=50, help="maximum number of steps per update, the paper's t_max")
@@ -74,7 +74,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
@@ -115,7 +116,7 @@ class RunningStatistics(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s), sharing a body for frames or with lstm; π is categorical for discrete actions, else normal."""
+    """π(a|s) and V(s), on a shared body for frames or an LSTM; π is categorical if actions are discrete, or normal."""
 
     def __init__(self, obs_space, action_space, lstm):
         super().__init__()
@@ -165,7 +166,8 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes: update reports it
+        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        if self.discrete:
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -184,7 +186,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers and a last one whose weights have this gain."""
+    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -300,21 +302,22 @@ def worker(send, rank, args, optimizer, shared, start_step):
             num_steps = min(args.num_steps, args.total_timesteps - global_step)
             observations, actions, rewards, running_returns = [obs], [], [], []
             first_lstm_state = lstm_state
-            terminated = done = False
-            while len(rewards) < num_steps and not (terminated or done):
+            for _ in range(num_steps):
                 with torch.no_grad():  # this also detaches the LSTM's state between rollouts
                     output, _, lstm_state = agent(torch.as_tensor(obs).unsqueeze(0), lstm_state)  # (1, num_outputs)
                     action = agent.sample(output)[0].numpy()
                 lives = info.get("lives", 0)
                 obs, reward, terminated, truncated, info = env.step(action.item() if agent.discrete else action)
                 done = terminated or truncated
-                if args.terminal_on_life_loss and info.get("lives", 0) < lives:
+                if is_atari(args) and args.terminal_on_life_loss and info["lives"] < lives:
                     terminated = True  # for the learner: the game and the LSTM's state continue
                 observations.append(obs)
                 actions.append(action)
                 rewards.append(float(np.sign(reward) if is_atari(args) else reward))
                 running_return = rewards[-1] + args.gamma * running_return
                 running_returns.append(running_return)
+                if terminated or done:
+                    break
 
             # 3. Learn from them.
             observations, actions = torch.as_tensor(np.stack(observations)), torch.as_tensor(np.stack(actions))
@@ -336,7 +339,7 @@ def worker(send, rank, args, optimizer, shared, start_step):
             if done or global_step >= shared.next_log.value:
                 metrics = {name: value.item() for name, value in metrics.items()}
                 metrics["charts/learning_rate"] = learning_rate
-                send(Report(global_step, metrics, gradient_delays, info.get("statistics")))
+                send(Report(global_step, metrics, gradient_delays, info.pop("statistics", None)))
                 gradient_delays = []
             if done:
                 obs, info = env.reset()
@@ -352,12 +355,13 @@ def train(args):
     The workers act and learn; this process collects their reports.
     """
     torch.manual_seed(args.seed)
-    torch.set_num_threads(1)  # one thread is faster than several for a network this small
     env = make_env(args)
     env.close()
     if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
+    if not agent.image:
+        torch.set_num_threads(1)  # one thread is faster than several for a network this small
     optimizer = SharedRMSprop(agent, args.rmsprop_decay, args.rmsprop_eps)
     start_step, run_id = 0, None
     if args.resume:
@@ -499,7 +503,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -510,12 +514,13 @@ def is_atari(args):
 
 def make_env(args, **options):
     """Make one environment without autoreset; raise RunError if its spaces are not supported."""
+    defaults = {}
     if is_atari(args):
         import ale_py  # only Atari needs it
 
         gym.register_envs(ale_py)
-        options |= {"frameskip": 1, "repeat_action_probability": 0.0}
-    env = gym.make(args.env_id, **options | args.env_kwargs)
+        defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
+    env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
     action_space = env.action_space
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
@@ -551,7 +556,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -629,12 +635,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

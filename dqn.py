@@ -54,8 +54,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=4, help="environments stepped in parallel")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
@@ -75,7 +75,7 @@ def parse_args(argv=None):
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
-    add("--loss", default="squared", choices=["squared", "huber"], help="huber clips the TD error's gradient to ±1")
+    add("--loss", default="squared", choices=["squared", "huber"], help="huber clips the gradient's TD error to ±1")
     add("--max-grad-norm", type=number(float, 0), default=1000.0, help="clip the gradient's global norm to this")
     add("--pixels", action="store_true", help="learn from rendered frames instead of states")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
@@ -87,7 +87,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -114,7 +115,7 @@ class QNetwork(nn.Module):
     def __init__(self, obs_space, num_actions, network, hidden_sizes, dueling):
         super().__init__()
         if len(obs_space.shape) == 1:
-            # Components bounded by less than 1 are stretched to ±1: MountainCar's velocities are within ±0.07.
+            # Components with bounds below 1 are scaled to ±1: MountainCar's velocities are within ±0.07.
             bound = np.maximum(abs(obs_space.low), abs(obs_space.high))
             bound[(bound == 0) | (bound > 1)] = 1
             self.register_buffer("bound", torch.as_tensor(bound, dtype=torch.float32), persistent=False)
@@ -371,7 +372,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -439,7 +440,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -517,12 +519,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

@@ -50,10 +50,10 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    add("--env-id", default="ALE/Pong-v5", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-id", default="ALE/Pong-v5", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=10_000_000, help="environment steps, over all environments")
-    add("--vectorization-mode", choices=["sync", "async"], help="async: one process per environment, for slow steps")
+    add("--vectorization-mode", choices=["sync", "async"], help="async: one process each, for slow steps; not Atari")
     add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel, the paper's n_e")
     add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
@@ -74,7 +74,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -119,7 +120,7 @@ class RunningStatistics(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s), for frames on a shared body; π is categorical for discrete actions, else normal."""
+    """π(a|s) and V(s), for frames on a shared body; π is categorical if actions are discrete, or normal."""
 
     def __init__(self, obs_space, action_space, network):
         super().__init__()
@@ -165,7 +166,8 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes: update reports it
+        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        if self.discrete:
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -184,7 +186,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers and a last one whose weights have this gain."""
+    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -270,6 +272,7 @@ def train(args):
     start_step, run_id = 0, None
     if args.resume:
         checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
+        optimizer.param_groups[0]["betas"] = betas  # not those of the checkpoint
         start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
     torch.manual_seed(derive_seed(args.seed, 2, start_step, rank))  # every rank and every resumed run draws new noise
 
@@ -303,11 +306,13 @@ def train(args):
             optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
 
             # 1. Play num_steps in every environment with the current policy.
-            acted = []
+            output_rows, value_rows = [], []
             for t in range(args.num_steps):
                 with torch.set_grad_enabled(keep_graph):
-                    acted.append(agent(observations[t]))
-                    actions[t] = agent.sample(acted[t][0]).detach().cpu()  # waits for the GPU
+                    output, value = agent(observations[t])
+                    actions[t] = agent.sample(output).detach().cpu()  # waits for the GPU
+                output_rows.append(output)
+                value_rows.append(value)
                 is_transition[t] = ~done  # the step after a done only resets: its action is ignored
                 # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
                 obs, rewards[t], terminations[t], truncated, infos = envs.step(actions[t])
@@ -329,8 +334,8 @@ def train(args):
             if is_transition.any() or num_ranks > 1:  # every rank takes part in averaging the gradients
                 if keep_graph:
                     with torch.no_grad():
-                        acted.append(agent(observations[-1]))
-                    output, values = (torch.stack(rows) for rows in zip(*acted, strict=True))
+                        output, value = agent(observations[-1])
+                    output, values = torch.stack([*output_rows, output]), torch.stack([*value_rows, value])
                 else:
                     output, values = agent(observations)  # (num_steps + 1, num_envs, ...)
                 scale = 1.0 if is_atari(args) else agent.return_statistics.rms()  # Atari's rewards have been clipped
@@ -400,7 +405,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -409,7 +414,7 @@ def make_envs(args, num_envs, **options):
     if is_atari(args):
         envs = make_atari(args, num_envs, **options)
     else:
-        envs = gym.make_vec(args.env_id, num_envs, args.vectorization_mode, **args.env_kwargs, **options)
+        envs = gym.make_vec(args.env_id, num_envs, args.vectorization_mode, **args.env_kwargs | options)
         if args.vectorization_mode == "async":  # otherwise it waits forever for a step that SIGTERM has interrupted
             envs.close = partial(envs.close, terminate=True)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
@@ -460,7 +465,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -538,12 +544,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

@@ -10,9 +10,9 @@ Update   L = -1/N Σ_episodes Σ_t [Ψ_t log π(a_t|s_t) + ent_coef H(π(·|s_t)
          total_return: Ψ_t = G_0    reward_to_go: G_t    mean_baseline: G_t - mean G    value_baseline: G_t - V(s_t)
          elite: 1 in the best elite_fraction N episodes, 0 in the others
          value_baseline then fits V to G: value_steps Adam steps on E[(G_t - V(s_t))²]
-Bias     With ent_coef 0, -∇L is on average the gradient of E[G_0] for total_return and, if γ = 1, for reward_to_go; for
-         value_baseline too if no episode is truncated. mean_baseline has a bias of O(1/N), because the episode is
-         part of the mean. elite follows another objective.
+Bias     With ent_coef 0, -∇L is an unbiased estimate of ∇E[G_0] for total_return; if γ = 1 also for reward_to_go and,
+         if no episode is truncated, for value_baseline. mean_baseline has a bias of O(1/N), because the episode is
+         part of the mean. elite optimizes another objective.
 Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam. For the first value_warmup steps value_baseline trains V alone: with
          an untrained V, Ψ mostly has the sign of the rewards. Observations are normalized by their running mean and
          variance; the unit of V is the running root mean square of G. An episode that is truncated, by a time limit or
@@ -52,14 +52,14 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     choices = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
-    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel: N episodes per update")
     add("--psi", default="value_baseline", choices=choices, help="Ψ_t, what multiplies ∇log π(a_t|s_t)")
     add("--elite-fraction", type=number(float, 0, 1), default=0.25, help="for --psi elite: fraction of episodes kept")
     add("--value-steps", type=number(int, 1), default=10, help="for --psi value_baseline: Adam steps on V per batch")
-    add("--value-warmup", type=number(int, 0), default=10_000, help="value_baseline: environment steps before π learns")
+    add("--value-warmup", type=number(int, 0), default=10_000, help="for value_baseline: steps before π learns")
     add("--learning-rate", type=number(float, 0), default=1e-2, help="Adam's step size")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
@@ -71,7 +71,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -142,7 +143,8 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        if self.discrete:  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes: update reports it
+        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        if self.discrete:
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
         return output + self.log_std.exp() * torch.randn_like(output)
@@ -329,13 +331,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
 def make_envs(args, num_envs, **options):
     """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
-    envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
+    envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs | options)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
@@ -359,7 +361,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -437,12 +440,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

@@ -20,6 +20,7 @@ Result   Taxi-v4, first command: the greedy policy is optimal from all 300 start
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -48,8 +49,8 @@ def parse_args(argv=None):
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
     algorithms = ["q_learning", "sarsa", "expected_sarsa", "policy_iteration"]
-    add("--env-id", default="Taxi-v4", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-id", default="Taxi-v4", help="Gymnasium id, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=600_000, help="environment steps")
     add("--algorithm", default="q_learning", choices=algorithms, help="policy_iteration solves the model, others learn")
     add("--learning-rate", type=number(float, 0, 1), default=0.8, help="step size α")
@@ -65,7 +66,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -111,7 +113,8 @@ def greedy_policy(q):
 
 def flat_model(transitions):
     """transitions[s][a], lists of (p, s', r, terminated) -> arrays s, a, p, s', r, terminated of those with p > 0."""
-    rows = [(s, a, *row) for s in range(len(transitions)) for a in transitions[s] for row in transitions[s][a]]
+    pairs = itertools.product(range(len(transitions)), range(len(transitions[0])))
+    rows = [(s, a, *row) for s, a in pairs for row in transitions[s][a]]
     s, a, p, next_s, r, terminated = np.array([row for row in rows if row[2] > 0], dtype=float).T
     return s.astype(int), a.astype(int), p, next_s.astype(int), r, terminated.astype(bool)
 
@@ -161,7 +164,7 @@ def policy_iteration(transitions, gamma):
     while True:
         policy = greedy_policy(action_values(transitions, values, gamma))
         previous, values = values, policy_evaluation(transitions, policy, gamma)
-        if np.isnan(values[~np.isnan(previous)]).any():  # a loop pays, so there is no best policy
+        if np.isnan(values[~np.isnan(previous)]).any():  # a loop earns reward forever: no policy is best
             return policy, np.full(len(values), np.nan)
         scale = np.abs(values[~np.isnan(values)]).max(initial=1.0)
         if np.allclose(values, previous, rtol=0, atol=1e-12 * scale, equal_nan=True):
@@ -170,7 +173,7 @@ def policy_iteration(transitions, gamma):
 
 def train(args):
     """Learn or solve, log, save, evaluate -> (Q, history): (num_states, num_actions), [(global_step, return), ...]."""
-    env = make_env(args)
+    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
     if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     q = [[args.initial_q] * int(env.action_space.n) for _ in range(env.observation_space.n)]  # lists are faster
@@ -182,7 +185,9 @@ def train(args):
     rng = random.Random(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
     optimal_values = None
     if hasattr(env.unwrapped, "P") and hasattr(env.unwrapped, "initial_state_distrib"):
-        _, optimal_values = policy_iteration(env.unwrapped.P, args.gamma)  # the learners do not see it
+        _, optimal_values = policy_iteration(
+            env.unwrapped.P, args.gamma
+        )  # for the charts; the learners do not use the model
     if args.algorithm == "policy_iteration":
         if np.isnan(exact_values(env, q, optimal_values, args.gamma).get("charts/optimal_value", np.nan)):
             raise RunError(
@@ -224,7 +229,7 @@ def train(args):
             # 3. Continue with the next state, or with a new episode.
             state, action = next_state, next_action
             if terminated or truncated:
-                history.append((global_step, float(info["statistics"]["r"])))
+                history.append((global_step, float(info.pop("statistics")["r"])))
                 state = to_state(env.reset()[0], len(q))
                 action = epsilon_greedy(q[state], epsilon, rng)
 
@@ -298,20 +303,20 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
 def make_env(args, **options):
     """Make one environment without autoreset; raise RunError for spaces that a table cannot hold."""
-    env = gym.make(args.env_id, **args.env_kwargs, **options)
+    env = gym.make(args.env_id, **args.env_kwargs | options)
     for space in (env.observation_space, env.action_space):
         if not (isinstance(space, Discrete) and space.start == 0):
             found = " ".join(str(space).split())  # in one line
             raise RunError(f"--env-id {args.env_id}: needs Discrete spaces, counted from 0; it has {found}")
     if not env.spec.max_episode_steps:  # a greedy policy may loop forever
         env = gym.wrappers.TimeLimit(env, 1_000)
-    return gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
+    return env
 
 
 def to_state(obs, num_states):
@@ -334,7 +339,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -412,12 +418,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

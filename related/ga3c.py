@@ -11,17 +11,18 @@ Update   L = Σ_t [-log(π(a_t|s_t) + ε_log) (R_t - V(s_t)) + vf_coef (R_t - V(
          one RMSProp step per batch
 Queues   Agents send observations; a predictor answers all pending ones as one batch. Agents also send pieces of up to
          num_steps steps; a trainer learns from all pending ones, at least min_batch_size pieces, as one batch.
-Lag      The weights that learn from an action are charts/policy_lag updates newer than those that chose it. By then its
+Lag      The weights updated with an action are charts/policy_lag updates newer than those that chose it. By then its
          π may be tiny: ε_log keeps log π finite where π underflows to 0, and removes the gradient of actions whose π is
          far below ε_log.
 Departs  one lock keeps prediction and training from overlapping (in the paper they run concurrently); a trainer takes
          all pending pieces (the program's default is one) and computes V of a piece's last state itself, with the
          newest weights; truncated episodes bootstrap, too; num_steps is 20 rather than 5; the gradient's norm is
          clipped; RMSProp is PyTorch's, with ε = 0.1 outside the square root and a mean square that starts at 0; the
-         numbers of agents, predictors and trainers are fixed; tanh units for flat observations; Atari: no sticky
-         actions, no FIRE at reset, up to 30 no-ops, rewards clipped to ±1 for learning only, each frame's mean is
-         subtracted
-Run      python related/ga3c.py    a seed does not reproduce a run: threads and processes run freely
+         numbers of agents, predictors and trainers are fixed; ε_log is added to π (the program: max(π, ε_log)); tanh
+         units for flat observations; Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, rewards clipped to
+         ±1 for learning only, each frame's mean is subtracted
+Run      python related/ga3c.py
+         Threads and processes run freely, so a seed does not reproduce a run.
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (5 seeds)
 """
 
@@ -38,6 +39,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,7 +62,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps learned from, all agents")
     add("--num-agents", type=number(int, 1), default=8, help="processes, each with its own environment")
     add("--num-predictors", type=number(int, 1), default=2, help="threads that answer observations with actions")
@@ -83,7 +85,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
@@ -103,7 +106,7 @@ def parse_args(argv=None):
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) on a shared body; initial weights are uniform in ±1 / √(number of inputs), as the authors'."""
+    """π(a|s) and V(s) on a shared body; initial weights are uniform in ±1 / √(number of inputs), like the authors'."""
 
     def __init__(self, obs_space, num_actions):
         super().__init__()
@@ -122,7 +125,8 @@ class ActorCritic(nn.Module):
         """(batch, *obs_shape), frames from 0 to 255 -> logits (batch, num_actions) and V(s), (batch,)."""
         if self.image:
             frames = obs / 255
-            obs = frames - frames.mean((-2, -1), keepdim=True)  # the background is the same in all states
+            # Otherwise Pong's constant bright background soon kills many filters of the first layer.
+            obs = frames - frames.mean((-2, -1), keepdim=True)
         features = self.body(obs)
         return self.actor(features), self.critic(features).squeeze(-1)
 
@@ -188,7 +192,7 @@ def update(agent, optimizer, pieces, args):
     return metrics | {"losses/grad_norm": grad_norm}
 
 
-def play(requests, pieces, rank, args, start_step):
+def play(request_pipe, piece_pipe, rank, args, start_step):
     """An agent: step the environment forever with the actions that answer its requests, and send pieces."""
     env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
     obs, _ = env.reset(seed=derive_seed(args.seed, 0, start_step, rank))
@@ -197,8 +201,8 @@ def play(requests, pieces, rank, args, start_step):
             observations, actions, rewards, versions = [obs], [], [], []
             done = False
             while len(rewards) < args.num_steps and not done:
-                requests.send(obs)
-                action, version = requests.recv()
+                request_pipe.send(obs)
+                action, version = request_pipe.recv()
                 obs, reward, terminated, truncated, info = env.step(action)
                 done = terminated or truncated
                 observations.append(obs)
@@ -211,27 +215,27 @@ def play(requests, pieces, rank, args, start_step):
                 rewards=rewards,
                 terminated=terminated,
                 versions=versions,
-                statistics=info.get("statistics"),
+                statistics=info.pop("statistics", None),
             )
-            pieces.send(tuple(piece))  # in some debuggers this file's classes cannot be unpickled
+            piece_pipe.send(tuple(piece))  # in some debuggers this file's classes cannot be unpickled
             if done:
                 obs, _ = env.reset()
     finally:
         env.close()
 
 
-def predict(requests, agent, counts, args):
+def predict(request_pipes, agent, shared, args):
     """A predictor: answer all pending observations as one batch, until an agent ends."""
     while True:
-        with counts.asking:  # one predictor at a time collects observations, while others compute
-            ready = wait(requests)
+        with shared.predictor_lock:  # one predictor at a time collects observations, while others compute
+            ready = wait(request_pipes)
             observations = np.stack([pipe.recv() for pipe in ready])
-        with counts.lock, torch.inference_mode():
+        with shared.lock, torch.inference_mode():
             logits, _ = agent(torch.as_tensor(observations, device=args.device))  # (batch, num_actions)
             probs = logits.softmax(-1)  # actions are drawn like torch.multinomial, but NaN passes: update reports it
             actions = (probs / torch.empty_like(probs).exponential_()).argmax(-1).tolist()
-            version = counts.updates
-            counts.predictions += len(actions)
+            version = shared.num_updates
+            shared.num_predictions += len(actions)
         for pipe, action in zip(ready, actions, strict=True):
             pipe.send((action, version))
 
@@ -245,24 +249,24 @@ class TrainerReport(NamedTuple):
     metrics: dict
 
 
-def learn(pieces, agent, optimizer, counts, reports, args):
+def learn(piece_pipes, agent, optimizer, shared, reports, args):
     """A trainer: learn from all pending pieces as one batch, and report, until training or an agent ends."""
     while True:
-        batch = []
-        with counts.collecting:
-            while len(batch) < args.min_batch_size:
-                batch += [Piece(*pipe.recv()) for pipe in wait(pieces)]
-        with counts.lock:  # while the weights change, predictors wait, and so do other trainers
-            if counts.global_step >= args.total_timesteps:
+        pieces = []
+        with shared.trainer_lock:
+            while len(pieces) < args.min_batch_size:
+                pieces += [Piece(*pipe.recv()) for pipe in wait(piece_pipes)]
+        with shared.lock:  # while the weights change, predictors wait, and so do other trainers
+            if shared.global_step >= args.total_timesteps:
                 return
-            remaining = 1 - counts.global_step / args.total_timesteps if args.anneal_lr else 1.0
+            remaining = 1 - shared.global_step / args.total_timesteps if args.anneal_lr else 1.0
             optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
-            metrics = update(agent, optimizer, batch, args)
+            metrics = update(agent, optimizer, pieces, args)
             metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-            policy_lags = counts.updates - np.concatenate([piece.versions for piece in batch])
-            counts.updates += 1
-            counts.global_step += len(policy_lags)
-            reports.put(TrainerReport(counts.global_step, batch, policy_lags, metrics))
+            policy_lags = shared.num_updates - np.concatenate([piece.versions for piece in pieces])
+            shared.num_updates += 1
+            shared.global_step += len(policy_lags)
+            reports.put(TrainerReport(shared.global_step, pieces, policy_lags, metrics))
 
 
 def train(args):
@@ -280,15 +284,16 @@ def train(args):
     start_step, run_id = 0, None
     if args.resume:
         checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
+        optimizer.param_groups[0] |= {"alpha": args.rmsprop_decay, "eps": args.rmsprop_eps}  # flags given now win
         start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
     torch.manual_seed(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
-    counts = SimpleNamespace(
+    shared = SimpleNamespace(  # by all threads
         global_step=start_step,
-        updates=0,
-        predictions=0,
+        num_updates=0,
+        num_predictions=0,
         lock=threading.Lock(),  # for the network and the counts
-        asking=threading.Lock(),
-        collecting=threading.Lock(),
+        predictor_lock=threading.Lock(),  # for the pipes of requests
+        trainer_lock=threading.Lock(),  # for the pipes of pieces
     )
     history, lengths, policy_lags = [], [], []
     global_step = start_step
@@ -298,21 +303,20 @@ def train(args):
     run, folder = start_run(args, run_id)
 
     def save():
-        with counts.lock:
-            return save_checkpoint(folder, args, counts.global_step, run.id, agent=agent, optimizer=optimizer)
+        with shared.lock:
+            return save_checkpoint(folder, args, shared.global_step, run.id, agent=agent, optimizer=optimizer)
 
     with ThreadPoolExecutor(args.num_predictors + args.num_trainers) as pool, finishing(run, workers, save):
         if start_step < args.total_timesteps:
             context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
             for rank in range(args.num_agents):
                 start_worker(workers, context, rank, args, start_step)
-            requests = [requests for requests, _ in workers]
-            pieces = [pieces for _, pieces in workers]
-            for pipe in requests:
+            request_pipes, piece_pipes = zip(*workers, strict=True)
+            for pipe in request_pipes:
                 pipe.poll(None)  # wait until each agent has asked for its first action
-            futures = [pool.submit(predict, requests, agent, counts, args) for _ in range(args.num_predictors)]
+            futures = [pool.submit(predict, request_pipes, agent, shared, args) for _ in range(args.num_predictors)]
             for _ in range(args.num_trainers):
-                futures.append(pool.submit(learn, pieces, agent, optimizer, counts, reports, args))
+                futures.append(pool.submit(learn, piece_pipes, agent, optimizer, shared, reports, args))
             for future in futures:
                 future.add_done_callback(lambda future: reports.put(future.exception()))  # None: it has finished
         start_time = time.perf_counter()
@@ -330,8 +334,8 @@ def train(args):
                 metrics = report.metrics | {"charts/policy_lag": np.mean(policy_lags)}  # since the last log
                 policy_lags.clear()
                 metrics["charts/SPS"] = (global_step - start_step) / seconds
-                metrics["charts/PPS"] = counts.predictions / seconds  # predictions per second
-                metrics["charts/TPS"] = counts.updates / seconds  # updates per second
+                metrics["charts/PPS"] = shared.num_predictions / seconds  # predictions per second
+                metrics["charts/TPS"] = shared.num_updates / seconds  # updates per second
                 log_progress(run, args, global_step, history, lengths[-100:], metrics)
                 save()
 
@@ -356,17 +360,18 @@ def next_report(reports, workers):
 
 def start_worker(workers, context, rank, *worker_args):
     """Start an agent's process and add it to workers, a dict {(pipe of requests, pipe of pieces): process}."""
-    requests, agent_requests = context.Pipe()  # pipes per agent: a killed one holds no lock that others need
-    pieces, agent_pieces = context.Pipe(duplex=False)
-    pipes = agent_requests, agent_pieces
+    request_pipe, agent_request_pipe = context.Pipe()  # pipes per agent: a killed one holds no lock that others need
+    piece_pipe, agent_piece_pipe = context.Pipe(duplex=False)
+    pipes = agent_request_pipe, agent_piece_pipe
     process = context.Process(target=run_worker, args=(*pipes, rank, *worker_args), name=f"agent {rank}", daemon=True)
     can_mask_signals = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_mask_signals:  # the agent inherits the mask: Ctrl-C is for the parent alone
+        resource_tracker.ensure_running()  # started later, with the first agent, it would undo the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
-    workers[requests, pieces] = process
-    agent_requests.close()  # now only the agent keeps these ends open, so its death closes the pipes
-    agent_pieces.close()
+    workers[request_pipe, piece_pipe] = process
+    agent_request_pipe.close()  # now only the agent keeps these ends open, so its death closes the pipes
+    agent_piece_pipe.close()
     if can_mask_signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
@@ -426,7 +431,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -437,12 +442,13 @@ def is_atari(args):
 
 def make_env(args, **options):
     """Make one environment without autoreset; raise RunError if its spaces are not supported."""
+    defaults = {}
     if is_atari(args):
         import ale_py  # only Atari needs it
 
         gym.register_envs(ale_py)
-        options |= {"frameskip": 1, "repeat_action_probability": 0.0}
-    env = gym.make(args.env_id, **options | args.env_kwargs)
+        defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
+    env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
     if not isinstance(env.action_space, Discrete) or env.action_space.start != 0:
         raise RunError(f"--env-id {args.env_id}: needs Discrete actions counted from 0; it has {env.action_space}")
     if is_atari(args):
@@ -469,7 +475,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -547,12 +554,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

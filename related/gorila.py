@@ -22,7 +22,7 @@ Departs  TD errors are not clipped by default; Adam instead of AdaGrad, its step
          and a lost life is terminal, for learning only
 Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again. With
          torchrun, every machine needs the checkpoint
-Run      python related/gorila.py
+Run      python related/gorila.py    with several bundles a seed does not reproduce a run
          On several machines, run this on each, with R = 0, 1, ...; each machine runs num_bundles bundles:
          torchrun --nnodes 2 --node-rank R --master-addr HOST_OF_RANK_0 --master-port 29500 related/gorila.py
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
@@ -45,8 +45,9 @@ import threading
 import time
 from collections import deque
 from multiprocessing import AuthenticationError, resource_tracker
-from multiprocessing.connection import Client, Listener, wait
+from multiprocessing.connection import Client, Listener, answer_challenge, deliver_challenge, wait
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -65,8 +66,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over bundles")
     add("--num-bundles", type=number(int, 1), default=2, help="processes that act and learn, on each machine")
     add("--num-envs", type=number(int, 1), default=4, help="environments per bundle, stepped together")
@@ -97,7 +98,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -124,7 +126,7 @@ class QNetwork(nn.Module):
     def __init__(self, obs_space, num_actions, network, hidden_sizes, dueling):
         super().__init__()
         if len(obs_space.shape) == 1:
-            # Components bounded by less than 1 are stretched to ±1: MountainCar's velocities are within ±0.07.
+            # Components with bounds below 1 are scaled to ±1: MountainCar's velocities are within ±0.07.
             bound = np.maximum(abs(obs_space.low), abs(obs_space.high))
             bound[(bound == 0) | (bound > 1)] = 1
             self.register_buffer("bound", torch.as_tensor(bound, dtype=torch.float32), persistent=False)
@@ -259,7 +261,7 @@ def compute_gradient(q_network, target_network, batch, args):
 
 
 def is_outlier(loss, recent_losses, num_stds):
-    """Whether a loss is more than num_stds standard deviations above the mean of a deque of recent ones, once full."""
+    """Return whether loss exceeds the mean of recent_losses, a full deque, by more than num_stds deviations."""
     if len(recent_losses) < recent_losses.maxlen:
         return False
     limit = np.mean(recent_losses) + num_stds * np.std(recent_losses)
@@ -296,7 +298,7 @@ def act_and_learn(exchange, bundle, args):
     with contextlib.closing(envs):
         no_gradient = torch.zeros(0)
         server_weights, counts = exchange(no_gradient, steps=0, episodes=[], metrics={}, outlier=False)
-        start_step = counts["global_step"]
+        start_step = counts["start_step"]  # of the run, not of this bundle
         rng = np.random.default_rng(derive_seed(args.seed, 2, start_step, bundle))  # a resumed run draws new noise
         dtype = np.uint8 if len(obs_space.shape) == 3 else np.float32
         buffer = ReplayBuffer(args.buffer_size, args.num_envs, obs_space.shape, dtype, rng)
@@ -306,8 +308,8 @@ def act_and_learn(exchange, bundle, args):
         while not counts["stop"]:
             # 1. Copy the server's weights and, every target_update_interval updates, refresh the target network.
             weights.copy_(server_weights)
-            if counts["updates"] >= num_copies * args.target_update_interval:  # all bundles copy at the same time
-                num_copies = counts["updates"] // args.target_update_interval + 1
+            if counts["num_updates"] >= num_copies * args.target_update_interval:  # all bundles at about the same time
+                num_copies = counts["num_updates"] // args.target_update_interval + 1
                 target_weights.copy_(weights)
 
             # 2. Act ε-greedily for train_interval steps, and store the transitions.
@@ -345,7 +347,7 @@ def act_and_learn(exchange, bundle, args):
                 recent_losses.append(loss)
             server_weights, counts = exchange(
                 no_gradient if outlier else gradient,
-                updates=counts["updates"],
+                version=counts["num_updates"],
                 steps=local_step - first_step,
                 episodes=episodes,
                 metrics=metrics | {"charts/epsilon": epsilon},
@@ -357,7 +359,7 @@ def train(args):
     """Train, log, save and evaluate -> (agent, history), history a list of (global_step, episode_return).
 
     This process is the parameter server; the bundles are processes of their own. On several machines torchrun starts
-    one such process each: the first is the server, the others start the bundles of their machine, and have no result.
+    one such process each: the first is the server, the others only start their machine's bundles -> (None, []).
     """
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # the other cores are for the bundles
@@ -389,7 +391,7 @@ def train(args):
 
     start_step, start_time = global_step, None
     next_log = start_step + args.log_interval
-    updates = 0
+    num_updates = 0
     history, lengths, metrics = [], [], {}
     delays, num_outliers = [], 0  # of the gradients since the last log
     inbox = queue.SimpleQueue()  # messages of the bundles
@@ -404,10 +406,10 @@ def train(args):
         if start_step < args.total_timesteps:
             num_bundles, key = num_machines * args.num_bundles, secrets.token_hex(16)
             host = "localhost" if num_machines == 1 else ""  # "": all addresses of this machine
-            listener = Listener((host, 0), backlog=num_bundles, authkey=key.encode())  # port 0: any free one
+            listener = Listener((host, 0), backlog=num_bundles)  # port 0: any free one
             port = listener.address[1]
             start_bundles(workers, machine, "localhost", port, key, args)
-            threading.Thread(target=accept, args=(inbox, listener, num_bundles), daemon=True).start()
+            threading.Thread(target=accept, args=(inbox, listener, key), daemon=True).start()
             for bundle, worker in workers.items():
                 threading.Thread(target=watch, args=(inbox, bundle, worker), daemon=True).start()
         if num_machines > 1:
@@ -429,10 +431,10 @@ def train(args):
             remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
             optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
             if len(gradient):
-                delays.append(updates - report["updates"])
+                delays.append(num_updates - report["version"])
                 if delays[-1] <= args.max_gradient_delay:
                     metrics["losses/grad_norm"] = apply_gradient(weights, optimizer, gradient, args)
-                    updates += 1
+                    num_updates += 1
             metrics |= report["metrics"]
             num_outliers += report["outlier"]
             global_step += report["steps"]
@@ -441,7 +443,7 @@ def train(args):
 
             # 2. Answer with the new weights.
             stop = global_step >= args.total_timesteps
-            counts = {"updates": updates, "global_step": global_step, "stop": stop}
+            counts = {"num_updates": num_updates, "global_step": global_step, "start_step": start_step, "stop": stop}
             answers.put((weights.cpu().numpy().copy(), counts))  # a copy, because Adam works in place
 
             # 3. Log and save.
@@ -452,7 +454,7 @@ def train(args):
                 metrics["charts/stale_gradients"] = sum(delay > args.max_gradient_delay for delay in delays)
                 metrics["charts/outlier_gradients"] = num_outliers
                 metrics["charts/SPS"] = (global_step - start_step) / seconds
-                metrics["charts/TPS"] = updates / seconds  # updates per second
+                metrics["charts/TPS"] = num_updates / seconds  # updates per second
                 metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
                 delays, num_outliers = [], 0
                 log_progress(run, args, global_step, history, lengths[-100:], metrics)
@@ -500,7 +502,7 @@ def run_bundle(bundle, host, port, key, args):
         try:
             connection.send((bundle, gradient.numpy(), report))
             server_weights, counts = connection.recv()
-        except (EOFError, OSError):  # one bundle per machine says so
+        except (EOFError, OSError):  # only the first bundle of each machine prints it
             is_first = bundle % args.num_bundles == 0
             sys.exit(f"{SCRIPT}.py: error: lost the connection to the parameter server" if is_first else 1)
         return torch.as_tensor(server_weights), counts
@@ -519,43 +521,50 @@ def end_after_parent():
     os._exit(1)
 
 
-def accept(inbox, listener, num_bundles):
-    """Accept the connections of all bundles, and listen to each in a thread of its own."""
-    for _ in range(num_bundles):
-        with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not a bundle, or it has died
-            connection = listener.accept()
-            threading.Thread(target=listen, args=(inbox, connection), daemon=True).start()
+class Message(NamedTuple):
+    """What a bundle tells the server; without answers, that it has ended."""
+
+    bundle: int | None
+    answers: queue.SimpleQueue | None = None  # for the new weights and counters
+    gradient: torch.Tensor | None = None
+    report: dict | None = None
 
 
-def listen(inbox, connection):
-    """Put a bundle's messages into the inbox as (bundle, answers, gradient, report); send it what is put into answers.
+def accept(inbox, listener, key):
+    """Listen to each connection in a thread of its own, so that one that hangs does not block the others."""
+    while True:
+        with contextlib.suppress(ConnectionError):  # the other side has already gone
+            threading.Thread(target=listen, args=(inbox, listener.accept(), key), daemon=True).start()
 
-    When the bundle ends, the last three are None. One thread per bundle: a hanging bundle does not block the others.
-    """
+
+def listen(inbox, connection, key):
+    """Put a bundle's messages into the inbox and send it the answers, until the bundle ends."""
     bundle, answers = None, queue.SimpleQueue()
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not a bundle, or it has ended
+        deliver_challenge(connection, key.encode())
+        answer_challenge(connection, key.encode())
         while True:
             bundle, gradient, report = connection.recv()
-            inbox.put((bundle, answers, torch.as_tensor(gradient), report))
+            inbox.put(Message(bundle, answers, torch.as_tensor(gradient), report))
             connection.send(answers.get())
-    inbox.put((bundle, None, None, None))
+    inbox.put(Message(bundle))
 
 
 def watch(inbox, bundle, worker):
     """Report in the inbox that a process has ended, possibly before it connected."""
     wait([worker.sentinel])
-    inbox.put((bundle, None, None, None))
+    inbox.put(Message(bundle))
 
 
 def stop_bundles(inbox, running):
     """Answer the remaining bundles' messages with stop until all have ended, or 3 s pass without a message."""
     with contextlib.suppress(queue.Empty):
         while running:
-            bundle, answers, *_ = inbox.get(timeout=3)
-            if answers is None:
-                running.discard(bundle)
+            message = inbox.get(timeout=3)
+            if message.answers is None:
+                running.discard(message.bundle)
             else:
-                answers.put((np.zeros(0, np.float32), {"global_step": 0, "stop": True}))
+                message.answers.put((np.zeros(0, np.float32), {"start_step": 0, "stop": True}))
 
 
 def end_workers(workers):
@@ -594,7 +603,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -651,7 +660,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -729,12 +739,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

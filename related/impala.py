@@ -56,8 +56,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for one of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over actors")
     add("--num-workers", type=number(int, 1), default=2, help="actors: processes, each with its own environment")
     add("--num-steps", type=number(int, 1), default=32, help="steps per unroll, the paper's n")
@@ -65,7 +65,7 @@ def parse_args(argv=None):
     add("--vtrace", action=argparse.BooleanOptionalAction, default=True, help="correct for policy lag; off: π/μ = 1")
     add("--rho-bar", type=number(float, 0), default=1.0, help="ρ̄, which decides the policy whose value is learned")
     add("--c-bar", type=number(float, 0), default=1.0, help="c̄, which decides how far back TD errors reach")
-    add("--sync-interval", type=number(int, 1), default=1, help="updates between refreshes of what actors copy")
+    add("--sync-interval", type=number(int, 1), default=1, help="updates between refreshes of the actors' weights")
     add("--learning-rate", type=number(float, 0), default=5e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.999, help="discount γ")
@@ -80,7 +80,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -163,12 +164,13 @@ class ActorCritic(nn.Module):
 
     def sample(self, logits):
         """Logits (num_envs, num_actions) -> actions drawn from π(·|s), (num_envs,)."""
-        probs = logits.softmax(-1)  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes
+        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        probs = logits.softmax(-1)
         return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers and a last one whose weights have this gain."""
+    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -249,7 +251,8 @@ def update(agent, optimizer, unrolls, args):
     next_values = baseline[1:].copy()
     for i, unroll in enumerate(unrolls):  # the row after a truncated episode belongs to the next one
         for t, obs in unroll.last_observations.items():
-            next_values[t, i] = agent(to_tensor(obs).unsqueeze(0))[1].item()
+            with torch.no_grad():
+                next_values[t, i] = agent(to_tensor(obs).unsqueeze(0))[1].item()
     rewards, terminations, dones = stack("rewards"), stack("terminations"), stack("dones")
     if not is_atari(args):  # Atari's rewards have been clipped
         rewards = (rewards / agent.return_statistics.rms()).clip(-10, 10)
@@ -300,7 +303,8 @@ def worker(send, rank, args, shared_agent, version, slot, start_step):
             for t in range(args.num_steps):
                 unroll.observations[t] = obs
                 with torch.inference_mode():
-                    logits, _ = agent(torch.as_tensor(unroll.observations[t : t + 1]))  # (1, num_actions)
+                    features = agent.body(agent.normalize(torch.as_tensor(unroll.observations[t : t + 1])))
+                    logits = agent.actor(features)  # (1, num_actions)
                     action = agent.sample(logits).item()
                 lives = info.get("lives", 0)
                 obs, reward, terminated, truncated, info = env.step(action)
@@ -314,7 +318,7 @@ def worker(send, rank, args, shared_agent, version, slot, start_step):
                 if truncated:
                     unroll.last_observations[t] = obs
                 if terminated or truncated:
-                    unroll.statistics.append(info["statistics"])
+                    unroll.statistics.append(info.pop("statistics"))
                     obs, info = env.reset()
                     running_return = 0.0
             unroll.observations[-1] = obs
@@ -329,8 +333,8 @@ def train(args):
     torch.manual_seed(args.seed)
     env = make_env(args)
     env.close()
-    if args.capture_video and "rgb_array" not in env.metadata["render_modes"]:  # say so now, not after training
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     if len(env.observation_space.shape) == 1:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     agent = ActorCritic(env.observation_space, int(env.action_space.n))
@@ -342,7 +346,7 @@ def train(args):
         checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
         start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
     context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
-    shared_agent = deepcopy(agent).cpu().share_memory()  # what actors copy
+    shared_agent = deepcopy(agent).cpu().share_memory()  # the weights that actors copy
     version = context.Value("q", 0, lock=False)  # number of updates that shared_agent has had
     slots = [context.Semaphore(1) for _ in range(args.num_workers)]  # one per actor: a killed one blocks no other
     history, lengths = [], []
@@ -494,7 +498,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -505,12 +509,13 @@ def is_atari(args):
 
 def make_env(args, **options):
     """Make one environment without autoreset; raise RunError if its spaces are not supported."""
+    defaults = {}
     if is_atari(args):
         import ale_py  # only Atari needs it
 
         gym.register_envs(ale_py)
-        options |= {"frameskip": 1, "repeat_action_probability": 0.0}
-    env = gym.make(args.env_id, **options | args.env_kwargs)
+        defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
+    env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
     if not isinstance(env.action_space, Discrete) or env.action_space.start != 0:
         raise RunError(f"--env-id {args.env_id}: needs Discrete actions counted from 0; it has {env.action_space}")
     if is_atari(args):
@@ -537,7 +542,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -615,12 +621,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

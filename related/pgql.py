@@ -11,7 +11,7 @@ Update   one Adam step per rollout on (1 - η) L + η L_Q; η = 0 is a2c.py, η 
          δ = r + γ max_a' Q̃(s',a') - Q̃(s,a)    δ = r - Q̃(s,a) if s' is terminal
          Q̃(s,a) = α (log π(a|s) + H(π(·|s))) + V(s)    α = ent_coef; where A2C has converged, Q̃ is the Q of π
 Departs  synchronous: one gradient step on both losses; a resumed run starts with an empty replay buffer; otherwise as
-         a2c.py, whose running statistics scale the replayed observations and rewards, too
+         a2c.py; replayed observations and rewards are scaled by the current running statistics
 Run      python related/pgql.py
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -44,8 +44,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
     add = parser.add_argument
-    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for an environment of your own")
-    add("--env-kwargs", type=json.loads, default={}, help="environment options as JSON")
+    add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for your own environment")
+    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel")
     add("--num-steps", type=number(int, 1), default=32, help="steps per environment and update, the paper's t_max")
@@ -66,7 +66,8 @@ def parse_args(argv=None):
     add("--capture-video", action="store_true", help="record a greedy episode as MP4")
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=["disabled", "offline", "online"])
+    modes = ["disabled", "offline", "online"]
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -129,12 +130,13 @@ class ActorCritic(nn.Module):
 
     def sample(self, logits):
         """Logits (num_envs, num_actions) -> actions drawn from π(·|s), (num_envs,)."""
-        probs = logits.softmax(-1)  # argmax p / Exp(1) draws from p, like torch.multinomial, but NaN passes
+        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        probs = logits.softmax(-1)
         return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers and a last one whose weights have this gain."""
+    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -260,6 +262,7 @@ def train(args):
     rollout = observations, actions, rewards, terminations, dones, is_transition
     replay = [np.zeros((args.buffer_size // rewards.size + 1, *x.shape), x.dtype) for x in rollout]  # the last rollouts
     rng = np.random.default_rng(derive_seed(args.seed, 3, start_step))
+    num_rollouts = 0
     history = []
     global_step = start_step  # includes reset steps
     next_log = start_step + args.log_interval
@@ -291,7 +294,8 @@ def train(args):
 
             # 2. Learn from the whole rollout and a replayed batch, in one gradient step.
             for stored, array in zip(replay, rollout, strict=True):
-                stored[global_step // rewards.size % len(stored)] = array
+                stored[num_rollouts % len(stored)] = array  # replaces the oldest rollout
+            num_rollouts += 1
             if is_transition.any():
                 metrics = update(agent, optimizer, rollout, sample_transitions(replay, args.batch_size, rng), args)
                 # Only now, so that acting and learning use the same statistics.
@@ -339,13 +343,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key."""
+    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
 def make_envs(args, num_envs, **options):
     """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
-    envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs, **options)
+    envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs | options)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
@@ -366,7 +370,8 @@ def start_run(args, run_id):
     name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_MODE"] = args.wandb_mode  # W&B rejects a WANDB_MODE that is set but empty
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects a WANDB_MODE that is set but empty
     run = wandb.init(
         project=args.wandb_project,
         mode=args.wandb_mode,
@@ -444,12 +449,18 @@ class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
 
 
+def json_object(text):
+    """An argparse type: a JSON object, as a dict."""
+    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
+
+
 def number(kind, low, high=sys.maxsize):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+            bounds = f"at least {low}" if high == sys.maxsize else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return kind(text)
 
     parse.__name__ = kind.__name__  # for argparse's own "invalid int value"

@@ -227,15 +227,33 @@ class InPlace(Cue):
         return self.state
 
 
-class Ragged(Cue):
-    """Its info holds arrays of changing length."""
+class OneInfo(Cue):
+    """Returns the same info dictionary at every step."""
 
     def info(self):
-        return {"legal": np.arange(np.random.default_rng().integers(1, 4))}
+        self.same = getattr(self, "same", {})
+        return self.same
+
+
+class Ragged(OneInfo):
+    """Its info, always the same dictionary, holds arrays of changing length."""
+
+    def info(self):
+        super().info()["legal"] = np.arange(np.random.default_rng().integers(1, 4))
+        return self.same
 
 
 class Awkward(ByDict, InPlace, Ragged):
     """ByDict, InPlace and Ragged at the same time."""
+
+
+class OneInfoTable(OneInfo):
+    """OneInfo with a single discrete observation."""
+
+    observation_space = Discrete(1)
+
+    def show(self):
+        return 0
 
 
 class Percent(Cue):
@@ -405,6 +423,7 @@ for probe in (
     ByDict,
     InPlace,
     Awkward,
+    OneInfoTable,
     Percent,
     WrongShape,
     Square,

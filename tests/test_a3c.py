@@ -542,9 +542,13 @@ def test_each_worker_and_each_resumed_run_has_its_own_stream():
     assert len({tuple(calls[0]["actions"].tolist()) for calls in streams}) == 3
 
 
-def test_a_lost_life_is_terminal_for_the_learner_alone():
-    """The rollout ends there with V = 0; episode, running return and the LSTM's state continue."""
-    flags = "--env-id Lives-v0 --total-timesteps 21 --num-steps 5 --gamma 0.9 --lstm".split()
+def test_a_lost_life_is_terminal_for_the_learner_alone(monkeypatch):
+    """The rollout ends there with V = 0; episode, running return and the LSTM's state continue. Only in Atari."""
+    flags = "--env-id Lives-v0 --total-timesteps 21 --num-steps 5 --lstm".split()
+    assert [(len(call["rewards"]), call["terminated"]) for call in work(*flags)[2]] == [(5, False), (2, True)] * 3
+    make_env = a3c.make_env
+    monkeypatch.setattr(a3c, "make_env", lambda args: make_env(quick("--env-id", "Lives-v0")))
+    flags = "--env-id ALE/Lives-v5 --total-timesteps 21 --num-steps 5 --gamma 0.9 --lstm".split()
     agent, reports, calls = work(*flags)
     returns = [sum(0.9**k for k in range(t + 1)) for t in range(7)]
     assert agent.return_statistics.mean.item() == pytest.approx(np.mean(returns), rel=1e-5)

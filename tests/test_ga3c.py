@@ -7,8 +7,11 @@ import multiprocessing
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import ga3c
@@ -202,19 +205,19 @@ def test_atari_s_rewards_are_clipped_for_learning_and_reported_raw(monkeypatch):
 
 def test_each_agent_gets_the_action_for_its_own_observation():
     """Five agents, two predictors: the logits determine the action, and the version comes with it."""
-    counts = SimpleNamespace(updates=7, predictions=0, lock=threading.Lock(), asking=threading.Lock())
+    shared = SimpleNamespace(num_updates=7, num_predictions=0, lock=threading.Lock(), predictor_lock=threading.Lock())
     pairs, args = [multiprocessing.Pipe() for _ in range(5)], quick("--env-id Clock-v0")
 
     def agent(obs):
         return torch.nn.functional.one_hot(obs[:, 0].long(), 4) * 1e6, None
 
-    threads = [start(ga3c.predict, [ours for ours, _ in pairs], agent, counts, args) for _ in range(2)]
+    threads = [start(ga3c.predict, [ours for ours, _ in pairs], agent, shared, args) for _ in range(2)]
     for turn in range(40):
         chosen = [(i + turn) % 4 for i in range(5)]
         for (_, theirs), action in zip(pairs, chosen, strict=True):
             theirs.send(np.array([action, turn], np.float32))
         assert [theirs.recv() for _, theirs in pairs] == [(action, 7) for action in chosen]
-    assert counts.predictions == 200
+    assert shared.num_predictions == 200
     for _, theirs in pairs:
         theirs.close()
     for thread in threads:
@@ -223,11 +226,11 @@ def test_each_agent_gets_the_action_for_its_own_observation():
 
 
 def test_actions_are_drawn_from_the_policy():
-    counts = SimpleNamespace(updates=0, predictions=0, lock=threading.Lock(), asking=threading.Lock())
+    shared = SimpleNamespace(num_updates=0, num_predictions=0, lock=threading.Lock(), predictor_lock=threading.Lock())
     probabilities = torch.tensor([0.1, 0.2, 0.7])
     (ours, theirs), drawn = multiprocessing.Pipe(), []
     torch.manual_seed(0)
-    start(ga3c.predict, [ours], lambda obs: (probabilities.log().expand(len(obs), 3), None), counts, quick())
+    start(ga3c.predict, [ours], lambda obs: (probabilities.log().expand(len(obs), 3), None), shared, quick())
     for _ in range(4000):
         theirs.send(np.zeros(1, np.float32))
         drawn.append(theirs.recv()[0])
@@ -265,9 +268,9 @@ def test_trainers_learn_from_all_pending_pieces(monkeypatch):
             sender.send(tuple(piece([[0], [0], [0]], [0, 1], [1, 1], False, [0, min(i, 1)])))
     for _, sender in pipes:
         sender.close()
-    counts = SimpleNamespace(global_step=4, updates=1, lock=threading.Lock(), collecting=threading.Lock())
-    ga3c.learn([receiver for receiver, _ in pipes], None, optimizer, counts, reports, args)
-    assert [len(pieces) for pieces, _ in calls] == [4, 4] and (counts.global_step, counts.updates) == (20, 3)
+    shared = SimpleNamespace(global_step=4, num_updates=1, lock=threading.Lock(), trainer_lock=threading.Lock())
+    ga3c.learn([receiver for receiver, _ in pipes], None, optimizer, shared, reports, args)
+    assert [len(pieces) for pieces, _ in calls] == [4, 4] and (shared.global_step, shared.num_updates) == (20, 3)
     assert [lr for _, lr in calls] == pytest.approx([0.1 * 16 / 20, 0.1 * 8 / 20])
     assert [report.global_step for report in reports.sent] == [12, 20]
     assert [report.pieces for report in reports.sent] == [pieces for pieces, _ in calls]
@@ -301,6 +304,40 @@ def test_what_trainers_and_agents_raise_reaches_the_main_thread():
         ga3c.next_report(reports, {None: Ended()})
 
 
+def test_agents_ignore_ctrl_c_from_the_start():
+    """Even the first one, which is started with Python's resource tracker; in a new process, which has none yet."""
+    code = (
+        "import ga3c, pathlib, signal, torch\n"
+        "if __name__ == '__main__':\n"
+        "    workers = {}\n"
+        "    args = ga3c.parse_args([])\n"
+        "    ga3c.start_worker(workers, torch.multiprocessing.get_context('spawn'), 0, args, 0)\n"
+        "    (process,) = workers.values()\n"
+        "    status = pathlib.Path(f'/proc/{process.pid}/status').read_text()\n"
+        "    print(int(status.split('SigBlk:')[1].split()[0], 16) >> (signal.SIGINT - 1) & 1)\n"
+        "    ga3c.end_workers(workers)\n"
+    )
+    Path("start.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(ga3c.__file__).parent)}
+    assert subprocess.run([sys.executable, "start.py"], env=environment, capture_output=True, text=True).stdout == "1\n"
+
+
+def test_flags_given_with_resume_reach_the_optimizer(tmp_path, monkeypatch, forkserver):
+    """They override what the checkpoint restores."""
+    groups, update = [], ga3c.update
+
+    def spied(agent, optimizer, *rest):
+        groups.append((optimizer.param_groups[0]["alpha"], optimizer.param_groups[0]["eps"]))
+        return update(agent, optimizer, *rest)
+
+    monkeypatch.setattr(ga3c, "update", spied)
+    ga3c.train(quick("--total-timesteps 100 --rmsprop-decay 0.9"))
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    flags = f"--resume {path} --wandb-mode disabled --total-timesteps 200 --rmsprop-eps 0.25"
+    ga3c.train(ga3c.parse_args(flags.split()))
+    assert groups[0] == (0.9, 0.1) and groups[-1] == (0.9, 0.25)
+
+
 # Policy lag
 
 
@@ -319,28 +356,28 @@ def test_no_lag_where_the_agent_waits_for_the_trainer():
     env = ga3c.make_env(args)
     agent = ga3c.ActorCritic(env.observation_space, 2)
     optimizer, lags, sent = torch.optim.RMSprop(agent.parameters()), [], []
-    counts = SimpleNamespace(global_step=0, updates=0, predictions=0)
-    counts.lock, counts.asking, counts.collecting = (threading.Lock() for _ in range(3))
+    shared = SimpleNamespace(global_step=0, num_updates=0, num_predictions=0)
+    shared.lock, shared.predictor_lock, shared.trainer_lock = (threading.Lock() for _ in range(3))
     (requests, asker), (pieces, sender) = multiprocessing.Pipe(), multiprocessing.Pipe(duplex=False)
 
     def send(message):
         sender.send(message)
         sent.append(message)
-        while counts.updates < len(sent):
+        while shared.num_updates < len(sent):
             time.sleep(1e-4)
-        if counts.global_step >= args.total_timesteps:
+        if shared.global_step >= args.total_timesteps:
             raise BrokenPipeError
 
     reports = SimpleNamespace(put=lambda report: lags.extend(report.policy_lags))
-    trainer = start(ga3c.learn, [pieces], agent, optimizer, counts, reports, args)
-    predictor = start(ga3c.predict, [requests], agent, counts, args)
+    trainer = start(ga3c.learn, [pieces], agent, optimizer, shared, reports, args)
+    predictor = start(ga3c.predict, [requests], agent, shared, args)
     with pytest.raises(BrokenPipeError):
         ga3c.play(asker, SimpleNamespace(send=send), 0, args, 0)
     for thread, end in ((trainer, sender), (predictor, asker)):
         end.close()
         thread.join(20)
         assert not thread.is_alive()
-    assert len(lags) == counts.global_step == counts.predictions >= 300 and set(lags) == {0}
+    assert len(lags) == shared.global_step == shared.num_predictions >= 300 and set(lags) == {0}
 
 
 def test_lag_with_many_agents(forkserver, monkeypatch):

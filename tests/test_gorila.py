@@ -174,7 +174,8 @@ def constant_server(num_weights, num_answers, start_step=0, updates=lambda k: k)
     """Return a server whose k-th weights are all k / 1000, and which says stop after num_answers of them."""
 
     def answer(k):
-        counts = {"updates": updates(k), "global_step": start_step + 16 * k, "stop": k == num_answers}
+        counts = {"num_updates": updates(k), "global_step": start_step + 16 * k, "start_step": start_step}
+        counts["stop"] = k == num_answers
         return torch.full((num_weights,), k / 1000), counts
 
     return answer
@@ -191,7 +192,7 @@ def test_a_bundle_sends_the_gradient_at_the_weights_it_has_fetched(monkeypatch):
     assert records[0].report == {"steps": 0, "episodes": [], "metrics": {}, "outlier": False}
     assert len(records) == 21 and [len(record.sent) for record in records[:4]] == [0] * 4
     for k, record in enumerate(records[1:]):
-        assert record.report["steps"] == 16 and not record.report["outlier"] and record.report["updates"] == updates[k]
+        assert record.report["steps"] == 16 and not record.report["outlier"] and record.report["version"] == updates[k]
         if k < 3:  # 16, 32, 48 steps of 64
             assert record.gradient is None
             continue
@@ -270,9 +271,9 @@ def serve(monkeypatch, messages, *flags):
 
     def accept(inbox, *_):
         for bundle, gradient, report in messages:
-            full = {"updates": 0, "steps": 16, "episodes": [], "metrics": {}, "outlier": False} | report
+            full = {"version": 0, "steps": 16, "episodes": [], "metrics": {}, "outlier": False} | report
             answer = SimpleNamespace(put=lambda answer, bundle=bundle: answers.append((bundle, *answer)))
-            inbox.put((bundle, answer, torch.as_tensor(gradient, dtype=torch.float32), full))
+            inbox.put(gorila.Message(bundle, answer, torch.as_tensor(gradient, dtype=torch.float32), full))
 
     def log(*args):
         logs.append((args[2], list(args[4]), {name: float(value) for name, value in args[5].items()}))
@@ -291,7 +292,7 @@ def test_the_server_applies_gradients_in_order_and_drops_those_that_are_stale(mo
     # bundle, updates that the weights of its gradient had seen; None for no gradient
     script = [(0, 0), (1, 0), (0, None), (1, 0), (0, 2), (1, 0), (0, 2), (1, 1)]
     gradients = [rng.normal(size=CARTPOLE_WEIGHTS) if seen is not None else [] for _, seen in script]
-    messages = [(bundle, g, {"updates": seen}) for (bundle, seen), g in zip(script, gradients, strict=True)]
+    messages = [(bundle, g, {"version": seen}) for (bundle, seen), g in zip(script, gradients, strict=True)]
     flags = "--max-gradient-delay 2 --total-timesteps 128 --log-interval 48"
     flags += " --learning-rate 0.1 --max-grad-norm 1"
     agent, _, answers, logs = serve(monkeypatch, messages, *flags.split())
@@ -306,7 +307,8 @@ def test_the_server_applies_gradients_in_order_and_drops_those_that_are_stale(mo
             optimizer.step()
             updates += 1
         receiver, vector, counts = answers[k]
-        assert (receiver, counts) == (bundle, {"updates": updates, "global_step": 16 * k + 16, "stop": k == 7})
+        expected = {"num_updates": updates, "global_step": 16 * k + 16, "start_step": 0, "stop": k == 7}
+        assert (receiver, counts) == (bundle, expected)
         torch.testing.assert_close(torch.as_tensor(vector), weights)
     assert updates == 5 and len(answers) == 8
     torch.testing.assert_close(flat(agent.parameters()), weights)
@@ -341,12 +343,16 @@ def test_the_step_size_is_constant_without_annealing(monkeypatch):
 
 
 def test_messages_arrive_as_they_were_sent():
-    """A stranger who does not know the key is turned away; a bundle that dies is reported."""
-    inbox, listener = queue.SimpleQueue(), gorila.Listener(("localhost", 0), authkey=b"key")
-    threading.Thread(target=gorila.accept, args=(inbox, listener, 3), daemon=True).start()
+    """A stranger who leaves, says nothing or does not know the key keeps no bundle out; a bundle's end is reported."""
+    inbox, listener = queue.SimpleQueue(), gorila.Listener(("localhost", 0))
+    threading.Thread(target=gorila.accept, args=(inbox, listener, "key"), daemon=True).start()
     port, key = listener.address[1], "key"
+    silent = socket.create_connection(("localhost", port))
+    socket.create_connection(("localhost", port)).close()
+    assert inbox.get(timeout=60) == gorila.Message(None)
     with pytest.raises(multiprocessing.AuthenticationError):
         Client(("localhost", port), authkey=b"guessed")
+    assert inbox.get(timeout=60) == gorila.Message(None)
     report = {"episodes": [[1.5, 3]], "metrics": {"a": -1e-300, "π": 2**60}, "outlier": False}
     vectors = [torch.zeros(0), torch.randn(100_000), torch.tensor([math.inf, -0.0, 1e-45])]
     for bundle in (3, 5):
@@ -358,24 +364,26 @@ def test_messages_arrive_as_they_were_sent():
                 answers.put((vector.numpy(), {"stop": True}))
                 weights, counts = connection.recv()
                 assert torch.equal(torch.as_tensor(weights), vector) and counts == {"stop": True}
-        assert inbox.get(timeout=60) == (bundle, None, None, None)
+        assert inbox.get(timeout=60) == gorila.Message(bundle)
+    silent.close()
+    assert inbox.get(timeout=60) == gorila.Message(None)
 
 
 def test_a_bundle_that_comes_too_late_is_told_to_stop():
     """By its first message the server has counted all steps."""
     inbox, running = queue.SimpleQueue(), {0, 1}
-    inbox.put((0, None, None, None))
+    inbox.put(gorila.Message(0))
     thread = threading.Thread(target=gorila.stop_bundles, args=(inbox, running))
     thread.start()
 
     def exchange(gradient, **report):
         answers = queue.SimpleQueue()
-        inbox.put((1, answers, gradient, report))
+        inbox.put(gorila.Message(1, answers, gradient, report))
         weights, counts = answers.get(timeout=60)
         return torch.as_tensor(weights), counts
 
     gorila.act_and_learn(exchange, 1, quick())
-    inbox.put((1, None, None, None))
+    inbox.put(gorila.Message(1))
     thread.join(60)
     assert not thread.is_alive() and running == set()
 
@@ -392,7 +400,7 @@ def in_threads(monkeypatch):
         answers = queue.SimpleQueue()
 
         def exchange(gradient, **report):
-            inbox.put((bundle, answers, gradient, report))
+            inbox.put(gorila.Message(bundle, answers, gradient, report))
             weights, counts = answers.get(timeout=60)
             return torch.as_tensor(weights), counts
 
@@ -400,10 +408,10 @@ def in_threads(monkeypatch):
             gorila.act_and_learn(exchange, bundle, args)
         except Exception as error:
             errors.append(error)
-        inbox.put((bundle, None, None, None))
+        inbox.put(gorila.Message(bundle))
 
-    def accept(inbox, _, num_bundles):
-        for bundle in range(num_bundles):
+    def accept(inbox, *_):
+        for bundle in range(running[-1].num_bundles):
             threading.Thread(target=play, args=(inbox, bundle, running[-1]), daemon=True).start()
 
     start = gorila.train

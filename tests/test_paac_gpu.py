@@ -308,6 +308,23 @@ def test_a_resumed_run_continues(tmp_path):
     assert not np.array_equal(more[0].observations[0], calls[0].observations[0])
 
 
+def test_flags_given_with_resume_reach_the_optimizer(tmp_path, monkeypatch):
+    """They override what the checkpoint restores."""
+    betas, update = [], paac_gpu.update
+
+    def spied(agent, optimizer, *rest):
+        betas.append(optimizer.param_groups[0]["betas"])
+        return update(agent, optimizer, *rest)
+
+    monkeypatch.setattr(paac_gpu, "update", spied)
+    paac_gpu.train(quick("--num-envs 4 --num-steps 64 --total-timesteps 512 --adam-beta1 0.9"))
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    paac_gpu.train(paac_gpu.parse_args(f"--resume {path} --wandb-mode disabled --total-timesteps 1024".split()))
+    flags = f"--resume {path} --wandb-mode disabled --total-timesteps 1536 --adam-beta1 0.5"
+    paac_gpu.train(paac_gpu.parse_args(flags.split()))
+    assert betas == [(0.9, 0.999)] * 4 + [(0.5, 0.999)] * 2
+
+
 # Atari
 
 

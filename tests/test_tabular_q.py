@@ -99,6 +99,9 @@ def test_an_action_without_a_value_is_not_greedy():
 def test_random_models(seed):
     rng = np.random.default_rng(seed)
     transitions, policy = random_model(rng), rng.dirichlet([1] * 3, size=7)
+    lists = [list(actions.values()) for actions in transitions.values()]
+    for array, expected in zip(tabular_q.flat_model(lists), tabular_q.flat_model(transitions), strict=True):
+        np.testing.assert_array_equal(array, expected)
     for gamma in (0.5, 1.0):
         values = tabular_q.policy_evaluation(transitions, policy, gamma)
         np.testing.assert_allclose(values, iterate(transitions, gamma, policy), rtol=0, atol=1e-10)
@@ -414,4 +417,7 @@ def test_unsupported_environments_and_flags(tmp_path, capsys):
         with pytest.raises(SystemExit):
             tabular_q.parse_args([flag, "1.1"])
         assert f"argument {flag}: 1.1 is not between 0 and 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tabular_q.parse_args(["--total-timesteps", "0"])
+    assert "argument --total-timesteps: 0 is not at least 1" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
