@@ -1,12 +1,12 @@
 """Compare the scripts with other people's programs, and with the environments alone.
 
-    python benchmark/peers.py speed        steps/s in turns, in 5 rounds of some 4 minutes; --only a2c for one script
+    python benchmark/peers.py speed        steps/s, alternately, in 5 rounds of about 4 minutes; --only a2c for one
     python benchmark/peers.py curves       returns on CartPole-v1, each with its authors' settings; 5 minutes per seed
-    python benchmark/peers.py control      a2c.py and Stable-Baselines3's A2C on MuJoCo, in turns; 50 minutes per seed
+    python benchmark/peers.py control      a2c.py and Stable-Baselines3's A2C on MuJoCo; 90 minutes per seed
     python benchmark/peers.py agreement    a2c.py and Stable-Baselines3: equal data and weights -> equal updates
     python benchmark/peers.py today        how the programs of other repositories end on today's libraries; 5 minutes
 
-Missing virtual environments are created at benchmark/.venv-NAME from PINS (once; some minutes of downloading), and
+Missing virtual environments are created at benchmark/.venv-NAME from PINS (once; a few minutes of downloading), and
 SOURCES are cloned into benchmark/.venv-sources; an existing clone is used as it is. All parts except `today` run in the
 Stable-Baselines3 environment. Each program runs in its own process, with one thread if its network is tiny. Results are
 in benchmark/results: speeds.csv, peers_curves.csv, control.csv, control_curves.csv and peers_today.csv.
@@ -130,8 +130,11 @@ def sb3_dqn(steps, seed):
     return learned(DQN("MlpPolicy", make_vec_env("CartPole-v1", 1, seed=seed), seed=seed, device="cpu", **zoo), steps)
 
 
-def sb3_control(env_id, steps, seed):
-    """Stable-Baselines3's A2C on MuJoCo with the zoo's settings, which normalize -> episodes, 20 greedy returns."""
+def sb3_control(env_id, steps, seed, entry="PyBullet"):
+    """Stable-Baselines3's A2C on MuJoCo -> episodes, and 20 greedy returns.
+
+    entry: rl-baselines3-zoo's settings for MuJoCo, which are the library's defaults, or those for PyBullet's robots.
+    """
     import torch
     from stable_baselines3 import A2C
     from stable_baselines3.common.env_util import make_vec_env
@@ -139,10 +142,12 @@ def sb3_control(env_id, steps, seed):
     from stable_baselines3.common.vec_env import VecNormalize
 
     torch.set_num_threads(1)
-    zoo = {"n_steps": 8, "gamma": 0.99, "gae_lambda": 0.9, "vf_coef": 0.4, "ent_coef": 0.0, "max_grad_norm": 0.5}
-    zoo |= {"learning_rate": lambda left: 9.6e-4 * left, "use_rms_prop": True, "normalize_advantage": False}
-    zoo |= {"use_sde": True, "policy_kwargs": {"log_std_init": -2, "ortho_init": False}}
-    envs = VecNormalize(make_vec_env(env_id, 4, seed=seed), gamma=zoo["gamma"])
+    num_envs, zoo = 1, {}
+    if entry == "PyBullet":
+        num_envs = 4
+        zoo = {"n_steps": 8, "gae_lambda": 0.9, "vf_coef": 0.4, "learning_rate": lambda left: 9.6e-4 * left}
+        zoo |= {"use_sde": True, "policy_kwargs": {"log_std_init": -2, "ortho_init": False}}
+    envs = VecNormalize(make_vec_env(env_id, num_envs, seed=seed), gamma=0.99)  # both entries have "normalize: true"
     model = A2C("MlpPolicy", envs, seed=seed, device="cpu", **zoo)
     episodes, _ = learned(model, steps)
     envs.training = envs.norm_reward = False
@@ -394,15 +399,22 @@ def our_control(env_id, steps, seed):
     return [(step, run.seconds * step / run.steps, value) for step, value in run.history], run.returns
 
 
+CONTROL_PROGRAMS = {
+    "a2c.py": our_control,
+    "Stable-Baselines3": sb3_control,
+    "Stable-Baselines3 (MuJoCo)": functools.partial(sb3_control, entry="MuJoCo"),
+}
+
+
 def control(args, steps=1_000_000):
-    """Train a2c.py and Stable-Baselines3's A2C in turns on four robots -> control.csv, control_curves.csv.
+    """Train a2c.py and Stable-Baselines3's A2C alternately on four robots -> control.csv, control_curves.csv.
 
     A row has the mean of the last 100 training episodes, and of 20 greedy ones. Rows of an earlier call are kept.
     """
     path, curves_path = RESULTS / "control.csv", RESULTS / "control_curves.csv"
     for seed in range(1, args.seeds + 1):
         for env_id in CONTROL:
-            for program, play in (("a2c.py", our_control), ("Stable-Baselines3", sb3_control)):
+            for program, play in CONTROL_PROGRAMS.items():
                 key = {"program": program, "env_id": env_id, "seed": seed}
                 code = fingerprint("a2c") if play is our_control else version("stable-baselines3")
                 if any(all(row[name] == str(key[name]) for name in key) for row in read_csv(path)):
@@ -418,7 +430,7 @@ def control(args, steps=1_000_000):
                 print(*(row[name] for name in row if name not in ("steps", "code")), flush=True)
     rows = read_csv(path)
     for env_id in CONTROL:
-        for program in ("a2c.py", "Stable-Baselines3"):
+        for program in CONTROL_PROGRAMS:
             some = [row for row in rows if (row["env_id"], row["program"]) == (env_id, program)]
             means = [np.array([float(row[name]) for row in some]) for name in ("training", "eval_mean")]
             print(f"| {env_id} | {program} |", " | ".join(f"{x.mean():.0f} ± {x.std():.0f}" for x in means), "|")
