@@ -7,7 +7,7 @@
     python benchmark/studies.py asynchrony    A3C, GA3C, PAAC, IMPALA: speed, gradient delay, policy lag; 15 minutes
     python benchmark/studies.py lag           related/impala.py with a forced lag, with and without V-trace; 10 minutes
     python benchmark/studies.py bundles       related/gorila.py with 1, 2 and 4 bundles, and dqn.py, 3 seeds; 20 minutes
-    python benchmark/studies.py elsewhere     default flags with another --env-id, 5 seeds; 3 hours, or name scripts
+    python benchmark/studies.py elsewhere     default flags with another --env-id, 5 seeds; 3 hours for all scripts
     python benchmark/studies.py frames        what dqn.py --pixels observes of CartPole-v1
     python benchmark/studies.py memory        memory of a replay buffer of a million Atari transitions; 8 GB, 30 s
 
@@ -411,7 +411,8 @@ def bundles(num_seeds=3):
         columns = ("steps_per_second", "gradients_per_second", "gradient_delay", "eval_mean")
         means = [f"{np.mean([row[column] for row in mine]):.1f}" for column in columns]
         print(f"| {name} | {number} |", " | ".join(means), "|", flush=True)
-        band(ax, [np.array(points).T for points in curves], f"{number} bundle(s)" if number else "dqn.py", color)
+        label = {"": "dqn.py", "1": "1 bundle"}.get(number, f"{number} bundles")
+        band(ax, [np.array(points).T for points in curves], label, color)
     fig.savefig(RESULTS / "gorila_bundles.png")
 
 
