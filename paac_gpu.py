@@ -361,10 +361,10 @@ def train(args):
                 save()
 
         envs.close()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()  # before the evaluation, for which the other ranks do not wait
         if rank == 0:
             log_evaluation(run, folder, agent, args, global_step)
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
     return agent, history
 
 
@@ -374,7 +374,7 @@ def start_ranks(args):
         return 0, 1
     if args.device == "cuda":  # from here on it means the GPU of this process
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group()  # picks NCCL for GPU tensors and Gloo for CPU tensors
+    distributed.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     return distributed.get_rank(), distributed.get_world_size()
 
 

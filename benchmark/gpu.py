@@ -57,8 +57,7 @@ def emulators_alone(script, flags, num_envs, seconds):
 def speed(script, flags, seconds, updates):
     """Train for `seconds` after the first `updates` -> steps/s and the shares of time, a dict.
 
-    Acting is the time outside `envs.step` and `update`. The clock needs no synchronisation with a GPU, because the
-    script itself waits for the actions and for the gradient's norm.
+    Acting is the time outside `envs.step` and `update`; in dqn.py it includes sampling from the replay buffer.
     """
     times, counts, window = {"emulators": 0.0, "updates": 0.0}, {"steps": 0, "updates": 0}, {}
     make_envs, learn = script.make_envs, script.update
@@ -87,6 +86,8 @@ def speed(script, flags, seconds, updates):
     def timed_update(*args):
         start = time.perf_counter()
         result = learn(*args)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the optimizer's step may still be running
         counts["updates"] += 1
         times["updates"] += time.perf_counter() - start
         return result
@@ -113,9 +114,6 @@ def variants(agent_class, small):
     """Yield (name, context manager) of changes from outside that may make an agent faster on a GPU."""
     forward = agent_class.forward
 
-    def gumbel_max(self, output):  # torch.multinomial makes the CPU wait for the GPU
-        return (output - torch.empty_like(output).exponential_().log()).argmax(-1)
-
     def bfloat16(self, obs):
         with torch.autocast(obs.device.type, torch.bfloat16):
             output, values = forward(self, obs)
@@ -124,13 +122,15 @@ def variants(agent_class, small):
     compiled = torch.compile(forward, **({"backend": "aot_eager"} if small else {"mode": "reduce-overhead"}))
     yield "matmul precision high", high_precision()
     yield "cudnn.benchmark", torch.backends.cudnn.flags(enabled=True, benchmark=True)
-    yield "Gumbel-max", mock.patch.object(agent_class, "sample", gumbel_max)
     yield "bfloat16", mock.patch.object(agent_class, "forward", bfloat16)
     yield "compiled", mock.patch.object(agent_class, "forward", compiled)
 
 
 def play(name, flags, target, deadline, path):
     """Train until the mean return of the last 100 games reaches `target`, or until the deadline; save the curve."""
+    if time.perf_counter() >= deadline:
+        print(f"{path.stem}: no time is left", flush=True)
+        return
     script = importlib.import_module(name)
     log_progress, rows, start = script.log_progress, [], time.perf_counter()
 
@@ -234,13 +234,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"speed": measure_speeds, "breakout": measure_breakout, "torchrun": measure_torchrun}
     parser.add_argument("--part", default="speed", choices=parts, help="what to measure (default: speed)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: benchmark/results)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (default: benchmark/results; --small: a new one)"
+    )
     parser.add_argument("--minutes", type=float, default=8.5, help="games end after this time (default: 8.5)")
     parser.add_argument("--small", action="store_true", help="small numbers: a test of this program")
     args = parser.parse_args()
     if not (args.small or torch.cuda.is_available()):
         parser.error("there is no GPU; --small runs without one")
-    args.out = args.out.resolve()
+    args.out = (args.out or (Path(tempfile.mkdtemp()) if args.small else RESULTS)).resolve()
+    print(f"results in {args.out}", flush=True)
     os.chdir(ROOT)  # the settings files are named from there
     parts[args.part](args, time.perf_counter() + 60 * args.minutes)
 

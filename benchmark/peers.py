@@ -67,9 +67,9 @@ def source(repository):
     """Return the folder of a repository's clone, made at its commit unless it exists."""
     folder, commit = ROOT / "benchmark" / ".venv-sources" / repository.split("/")[1], SOURCES[repository]
     if not folder.exists():
-        clone = subprocess.run(["git", "clone", "--quiet", f"https://github.com/{repository}", folder])
-        if clone.returncode or subprocess.run(["git", "-C", folder, "checkout", "--quiet", commit]).returncode:
-            sys.exit(f"peers.py: git failed, see above; or put {repository} at {commit[:7]} into {folder}")
+        subprocess.run(["git", "clone", "--quiet", f"https://github.com/{repository}", folder])
+    if subprocess.run(["git", "-C", folder, "checkout", "--quiet", commit]).returncode:
+        sys.exit(f"peers.py: git failed, see above; or put {repository} at {commit[:7]} into {folder}")
     return folder
 
 
@@ -334,12 +334,13 @@ CONTROL = {  # environments and the settings files of a2c.py
     "Walker2d-v5": "a2c_MuJoCo.txt",
 }
 PSI = "--psi reward_to_go"
+PSI_64 = f"{PSI} --num-envs 64 --total-timesteps 1000000"  # about as long as the peer takes for 40,000
 PAAC = "--num-envs 32 --num-steps 5 --device cpu"
 NIPS = f"{PAAC} --network nips"
 equal_a2c = functools.partial(sb3_a2c, equal=True)
 CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
     ("Q-learning, Taxi-v4", "environment alone"): ("tabular_q", "", 200_000, taxi_alone),
-    ("REINFORCE, 64 environments", "minimalRL"): ("reinforce", f"{PSI} --num-envs 64", 40_000, minimal_reinforce),
+    ("REINFORCE, 64 environments", "minimalRL"): ("reinforce", PSI_64, 40_000, minimal_reinforce),
     ("REINFORCE, 1 environment", "minimalRL"): ("reinforce", f"{PSI} --num-envs 1", 40_000, minimal_reinforce),
     ("DQN, CleanRL's settings", "CleanRL"): ("dqn", AS_CLEANRL, 100_000, cleanrl_dqn),
     ("A2C, equal settings, 8 environments", "Stable-Baselines3"): ("a2c", A2C, 125_000, equal_a2c),
@@ -352,16 +353,18 @@ CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
 
 
 def speed(args):
-    """All contests in turns, round by round -> speeds.csv; a program with two contests runs once per round."""
+    """All contests, round by round, alternately first -> speeds.csv; a program in two contests runs once per round."""
     play = functools.cache(lambda program, *args: round(fresh(program, *args)[1]))
     rows = [row for row in read_csv(RESULTS / "speeds.csv") if args.only not in (None, row["script"])]
     for number in range(1, args.rounds + 1):
         for (contest, peer), (script, flags, steps, program) in CONTESTS.items():
             if args.only not in (None, script):
                 continue
-            flags = f"{flags} --total-timesteps {steps} --seed {number}"
+            flags = f"--total-timesteps {steps} --seed {number} {flags}"
             row = {"round": number, "contest": contest, "peer": peer, "script": script, "flags": flags}
-            row |= {"ours": play(ours, flags, script), "theirs": play(program, steps, number)}
+            runs = {"ours": (ours, flags, script), "theirs": (program, steps, number)}
+            for who in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
+                row[who] = play(*runs[who])
             rows.append(row | {"code": fingerprint(script), "date": date.today()} | setting())
             ratio = row["ours"] / row["theirs"]
             print(f"round {number}  {contest}: {row['ours']:,}, {peer} {row['theirs']:,}: {ratio:.2f}", flush=True)
@@ -386,7 +389,8 @@ def curves(args):
                     "seconds": round(seconds[i], 3),
                     "mean_return": round(returns[max(0, i - 99) : i + 1].mean(), 2),
                 }
-                rows.append(row | setting() | {"date": date.today()})
+                pins = dict(pin.split("==") for pin in PINS["cleanrl"].split()) if peer == "CleanRL" else {}
+                rows.append(row | {name: pins.get(name, x) for name, x in setting().items()} | {"date": date.today()})
             print(f"seed {seed}  {peer} {script}: {rows[-1]['mean_return']} after {seconds[-1]:.0f} s", flush=True)
             write_csv(RESULTS / "peers_curves.csv", rows)
 
@@ -416,8 +420,11 @@ def control(args, steps=1_000_000):
         for env_id in CONTROL:
             for program, play in CONTROL_PROGRAMS.items():
                 key = {"program": program, "env_id": env_id, "seed": seed}
-                code = fingerprint("a2c") if play is our_control else version("stable-baselines3")
-                if any(all(row[name] == str(key[name]) for name in key) for row in read_csv(path)):
+                code = version("stable-baselines3")
+                if play is our_control:
+                    code = fingerprint("a2c", [f"@settings/{CONTROL[env_id]}"])
+                same = [row for row in read_csv(path) if all(row[name] == str(key[name]) for name in key)]
+                if same and same[0]["code"] == code:
                     continue
                 episodes, greedy = fresh(play, env_id, steps, seed)
                 seconds, points = episodes[-1][1], curve([(step, value) for step, _, value in episodes], steps)
@@ -426,7 +433,8 @@ def control(args, steps=1_000_000):
                 points = [key | {"global_step": x, "mean_return": y} for x, y in points]
                 others = [x for x in read_csv(curves_path) if any(x[name] != str(key[name]) for name in key)]
                 write_csv(curves_path, others + points)
-                write_csv(path, [*read_csv(path), row | {"date": date.today()} | setting()])
+                kept = [x for x in read_csv(path) if x not in same]
+                write_csv(path, [*kept, row | {"date": date.today()} | setting()])
                 print(*(row[name] for name in row if name not in ("steps", "code")), flush=True)
     rows = read_csv(path)
     for env_id in CONTROL:

@@ -5,12 +5,13 @@
                                           control.png
     python benchmark/report.py gif VIDEO GIF    four seconds of a recorded episode, such as video/rl-video-episode-0.mp4
 
-Returns: over the seeds' evaluation means, their mean, standard deviation, lowest and interquartile mean (the mean of
-the middle half), with a 95% bootstrap interval from 10,000 resamples of the seeds (Agarwal et al. 2021,
-arXiv:2108.13264). Code: whether the script has changed since. Speeds: steps/s, and the ratio to the peer's in the same
-round (median, lowest and highest over rounds).
+Returns: over the seeds' evaluation means, their mean, standard deviation, lowest and interquartile mean (without the
+lowest and the highest quarter, rounded down), with a 95% bootstrap interval from 10,000 resamples of the seeds (Agarwal
+et al. 2021, arXiv:2108.13264). Code: whether the script has changed since. Speeds: steps/s, and the ratio to the peer's
+in the same round (median, lowest and highest over rounds).
 """
 
+import shlex
 import sys
 
 import numpy as np
@@ -28,7 +29,7 @@ COLORS = {"Stable-Baselines3": "#D55E00", "CleanRL": "#009E73", "minimalRL": "#C
 
 
 def interquartile_mean(scores):
-    """The mean of the middle half of the last axis."""
+    """The mean of the last axis without its lowest and highest quarter, rounded down."""
     cut = scores.shape[-1] // 4
     return np.sort(scores)[..., cut : scores.shape[-1] - cut].mean(-1)
 
@@ -44,11 +45,13 @@ def returns_table():
     rows = [["results", "seeds", "mean ± std", "lowest", "interquartile mean", "95% interval", "code"]]
     for path in sorted(RESULTS.glob("*.csv")):
         if runs := [row for row in read_csv(path) if "jobs" in row]:
-            scores = np.array([float(row["eval_mean"]) for row in runs])
+            scores = np.array([float(row["eval_mean"] or "nan") for row in runs])
             mean, lowest, middle = f"{scores.mean():.1f}", f"{scores.min():.1f}", f"{interquartile_mean(scores):.1f}"
             low, high = bootstrap_interval(scores)
             many = [f"{mean} ± {scores.std():.1f}", lowest, middle, f"{low:.1f} to {high:.1f}"]
-            code = "current" if {row["code"] for row in runs} == {fingerprint(runs[0]["script"])} else "earlier"
+            _, _, *flags = shlex.split(runs[0]["command"])
+            now = fingerprint(runs[0]["script"], flags)
+            code = "current" if {row["code"] for row in runs} == {now} else "earlier"
             rows.append([path.stem, len(scores), *(many if len(scores) > 1 else [mean, lowest, "", ""]), code])
     return rows
 

@@ -8,7 +8,7 @@ the seconds can be trusted; --jobs runs several at once where only learning matt
 benchmark/results: NAME.csv (one row per seed), NAME_curves.csv (mean return of the last 100 episodes) and NAME.png. A
 seed is written as soon as it has finished, and after an interruption the same command runs only the missing seeds.
 --same repeats seed 1 after a change of the script: if its learning curve and evaluation equal the stored ones to the
-last digit, the stored rows count as results of the current script.
+last digit, the stored rows, with their seconds, count as results of the current script.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def timed_train(script, flags):
     """Train and evaluate a script (a module) in a temporary folder -> agent, args, history, returns, steps, seconds.
 
     Training starts when the script's `start_run` returns (worker processes start after that, and count) and ends when
-    its `evaluate` is called; both are wrapped here to record the time. In their absence all of `train` counts.
+    its `evaluate` is called; both are wrapped here to record the time. If a script lacks them, all of `train` is timed.
     """
     began, ended, returns = [time.perf_counter()], [], []
 
@@ -66,7 +66,7 @@ def timed_train(script, flags):
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 agent, history = script.train(args)
-            seconds = [*ended, time.perf_counter()][0] - began[-1]
+            seconds = (ended[0] if ended else time.perf_counter()) - began[-1]
         finally:
             vars(script).update(originals)
         torch = importlib.import_module("torch")
@@ -83,8 +83,9 @@ def fresh(function, *args):
 def run_seed(script, flags, seed):
     """Run one seed in its own process -> its row and its learning curve, a list of rows."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that temporary files are removed
+    row = {"code": fingerprint(script, flags), "seed": seed}  # before training: someone may edit the script meanwhile
     run = timed_train(importlib.import_module(script), [*flags, "--seed", str(seed)])
-    row = {"code": fingerprint(script), "seed": seed, "env_id": run.args.env_id}
+    row |= {"env_id": run.args.env_id}
     row |= {"total_timesteps": run.args.total_timesteps, "steps": run.steps, "train_seconds": round(run.seconds, 3)}
     row |= {"steps_per_second": round(run.steps / run.seconds), "eval_mean": "", "eval_std": ""}
     if run.returns:
@@ -95,7 +96,8 @@ def run_seed(script, flags, seed):
 
 def curve(history, steps):
     """Return [(step, mean return of the last 100 episodes by then)] at 100 evenly spaced steps."""
-    ends, returns = np.array(sorted(history), dtype=float).reshape(-1, 2).T
+    ordered = sorted(history, key=lambda episode: episode[0])  # not by return where several end in the same step
+    ends, returns = np.array(ordered, dtype=float).reshape(-1, 2).T
     counts = {step: np.searchsorted(ends, step, side="right") for step in (steps * i // 100 for i in range(1, 101))}
     return [(step, round(float(returns[:n][-100:].mean()), 3)) for step, n in counts.items() if n]
 
@@ -128,8 +130,9 @@ def check_same(name, script, flags):
     rows, stored = read_csv(path), read_csv(RESULTS / f"{name}_curves.csv")
     row, points = run_seed(script, flags, 1)
     new = [{key: str(value) for key, value in point.items()} for point in points]
-    if new != [x for x in stored if x["seed"] == "1"] or str(row["eval_mean"]) != rows[0]["eval_mean"]:
-        sys.exit(f"run.py: {name}: seed 1 differs from the stored one: {row['eval_mean']}, was {rows[0]['eval_mean']}")
+    before = next(x["eval_mean"] for x in rows if x["seed"] == "1")
+    if new != [x for x in stored if x["seed"] == "1"] or str(row["eval_mean"]) != before:
+        sys.exit(f"run.py: {name}: seed 1 differs from the stored one: {row['eval_mean']}, was {before}")
     write_csv(path, [x | {"command": command_line(script, flags), "code": row["code"]} for x in rows])
     print(f"{name}: seed 1 is the same to the last digit, evaluation {row['eval_mean']}, {len(points)} points")
 
@@ -139,15 +142,19 @@ def command_line(script, flags):
     return shlex.join(["python", PATHS[script].relative_to(ROOT).as_posix(), *flags])
 
 
-def fingerprint(script):
-    """Return a short hash of the script's code without its comments, docstrings and help texts."""
+def fingerprint(script, flags=()):
+    """Return a short hash of the script's code, without comments, docstrings and help texts, and its settings files."""
     tree = ast.parse(PATHS[script].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
         elif isinstance(node, ast.Call):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "help"]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(ast.dump(tree).encode())
+    for flag in flags:
+        if flag.startswith("@"):
+            digest.update((ROOT / flag[1:]).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def setting():
@@ -278,9 +285,9 @@ def main():
             parser.error(f"argument --same: there is no {path.relative_to(ROOT)}")
         return check_same(name, script, flags)
     if other := {row["command"] for row in rows} - {command}:
-        parser.error(f"{path.relative_to(ROOT)} holds runs of {other.pop()}: remove it or choose another --name")
-    if {row["code"] for row in rows} - {fingerprint(script)}:
-        parser.error(f"{path.relative_to(ROOT)} holds runs of another version: remove it, or see --same")
+        parser.error(f"{path.relative_to(ROOT)} holds runs of {other.pop()}: remove it and its curves, or use --name")
+    if {row["code"] for row in rows} - {fingerprint(script, flags)}:
+        parser.error(f"{path.relative_to(ROOT)} holds runs of another version: remove it and its curves, or see --same")
     print(f"{command}    {wanted.total_timesteps:,} steps per seed, {len(missing)} of {args.seeds} seeds to run")
     run_seeds(name, script, flags, missing, args.jobs)
     report(read_csv(path), args.threshold)

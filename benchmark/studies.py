@@ -133,19 +133,21 @@ PSI = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite
 
 
 def estimates(agent, observations, actions, rewards, truncations, is_transition, args):
-    """Return -∇L of the policy alone on one batch, one row per Ψ: (num_psi, num_weights)."""
+    """Return -∇L of the policy alone on one batch, one row per Ψ: (num_psi, num_weights).
+
+    All Ψ have the same returns: reinforce.py itself bootstraps truncated episodes for value_baseline, which is then the
+    gradient of another objective.
+    """
     import torch
 
     import reinforce
 
     output, values = agent(torch.as_tensor(observations[:-1][is_transition]))
     log_prob, entropy = agent.log_prob_and_entropy(output, torch.as_tensor(actions[is_transition]))
-    bootstrapped, gradients, scale = rewards.copy(), [], agent.return_statistics.rms()
-    baseline = scale * values.detach().numpy()
-    last_values = agent.critic(torch.as_tensor(observations[1:][truncations])).detach().squeeze(-1)
-    bootstrapped[truncations] += args.gamma * last_values.numpy() * scale
+    baseline = agent.return_statistics.rms() * values.detach().numpy()
+    returns = reinforce.discounted_returns(rewards, args.gamma)
+    gradients = []
     for psi in PSI:
-        returns = reinforce.discounted_returns(bootstrapped if psi == "value_baseline" else rewards, args.gamma)
         weights = reinforce.psi_weights(psi, returns, baseline, is_transition, args.elite_fraction)
         loss, _ = reinforce.reinforce_loss(log_prob, entropy, torch.as_tensor(weights), args.num_envs, 0.0)
         gradient = torch.autograd.grad(loss, list(agent.actor.parameters()), retain_graph=True)
@@ -177,7 +179,8 @@ def variance(num_envs=64):
 
         flags += ["--total-timesteps=1000000", "--seed=2"]
         network = mock.patch.object(reinforce, "ActorCritic", lambda *_, agent=agent: agent)
-        with mock.patch.object(reinforce, "update", update), network:
+        statistics = mock.patch.object(agent.obs_statistics, "update", lambda samples: None)  # part of the policy, too
+        with mock.patch.object(reinforce, "update", update), network, statistics:
             score = np.mean([value for _, value in timed_train(reinforce, flags).history])
         gradients = torch.stack(batches[:-1])  # the end of training truncates the last batch
         noise = gradients.var(0).sum(-1)
@@ -266,7 +269,7 @@ def pgql(num_seeds=10):
 NUMBERS = [1, 2, 4, 8, 16]  # of environments
 COMMON = "--learning-rate 1e-3 --num-steps 20 --vf-coef 0.1 --ent-coef 0.01 --max-grad-norm 40"
 CARTPOLE = "--env-id CartPole-v1 --gamma 0.98 --total-timesteps 200000 --log-interval 10000"
-PONG = "--env-id ALE/Pong-v5 --gamma 0.99 --total-timesteps 20000 --log-interval 20000 --eval-episodes 0"
+PONG = "--env-id ALE/Pong-v5 --gamma 0.99 --total-timesteps 20000 --log-interval 4000 --eval-episodes 0"
 FLAGS = {  # script: flags that make its settings comparable, ending with its number of environments
     "a3c": "--rmsprop-eps 0.01 --num-workers",
     "ga3c": "--rmsprop-eps 0.1 --num-agents",  # added outside the square root
@@ -277,15 +280,23 @@ FLAGS = {  # script: flags that make its settings comparable, ending with its nu
 
 def measure(name, number, flags):
     """Run a script once -> its row of results and its learning curve."""
-    script, logged = importlib.import_module(name), []
+    script, logged, clock = importlib.import_module(name), [], []
     flags = [*COMMON.split(), *flags.split(), *FLAGS[name].split(), str(number)]
-    with mock.patch.object(script, "log_progress", lambda *args: logged.append(args[-1])):
+
+    def log(run, args, global_step, history, lengths, metrics):
+        clock.append((time.perf_counter(), global_step))
+        logged.append(metrics)
+
+    with mock.patch.object(script, "log_progress", log):
         run = timed_train(script, flags)
-    speed = logged[-1]["charts/SPS"]
+    (start, first_step), (end, last_step) = clock[0], clock[-1]  # by the first log all processes have started
+    speed = (last_step - first_step) / (end - start)
     delays = {"gradient_delay": "charts/gradient_delay", "policy_lag": "charts/policy_lag"}  # of A3C; of GA3C, IMPALA
     row = {"script": name, "env_id": run.args.env_id, "num_envs": number, "seed": run.args.seed, "steps": run.steps}
     row["steps_per_second"] = round(speed)
-    row["updates_per_second"] = round(logged[-1].get("charts/TPS", speed / (number * run.args.num_steps)), 1)
+    last = logged[-1]
+    steps_per_update = last["charts/SPS"] / last["charts/TPS"] if "charts/TPS" in last else number * run.args.num_steps
+    row["updates_per_second"] = round(speed / steps_per_update, 1)
     for column, chart in delays.items():
         row[column] = round(float(np.mean([metrics[chart] for metrics in logged])), 3) if chart in logged[0] else ""
     row["eval_mean"] = round(float(np.mean(run.returns)), 1) if run.returns else ""
@@ -437,16 +448,15 @@ def elsewhere(scripts, num_seeds=5):
             row = {"script": script, "command": command_line(script, flags)}
             for seed in range(1, num_seeds + 1):
                 done = [(x["command"], x["seed"], x["code"]) for x in read_csv(path)]
-                if (row["command"], str(seed), fingerprint(script)) not in done:
+                if (row["command"], str(seed), fingerprint(script, flags)) not in done:
                     result, _ = fresh(run_seed, script, flags, seed)
                     others = [x for x in read_csv(path) if (x["command"], x["seed"]) != (row["command"], str(seed))]
                     write_csv(path, [*others, row | result | {"date": date.today()} | setting()])
     returns = {}
     for x in read_csv(path):
-        returns.setdefault(x["script"], {}).setdefault(x["env_id"], []).append(float(x["eval_mean"]))
-    for script, columns in returns.items():
-        cells = [f"{np.mean(y):.1f} ± {np.std(y):.1f} (lowest {min(y):.1f})" for y in columns.values()]
-        print(f"| {script} |", " | ".join(cells), "|")
+        returns.setdefault((x["script"], x["env_id"]), []).append(float(x["eval_mean"]))
+    for (script, env_id), y in returns.items():
+        print(f"{script} on {env_id}: {np.mean(y):.1f} ± {np.std(y):.1f}, lowest {min(y):.1f}, {len(y)} seeds")
 
 
 # Images

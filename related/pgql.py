@@ -262,7 +262,6 @@ def train(args):
     rollout = observations, actions, rewards, terminations, dones, is_transition
     replay = [np.zeros((args.buffer_size // rewards.size + 1, *x.shape), x.dtype) for x in rollout]  # the last rollouts
     rng = np.random.default_rng(derive_seed(args.seed, 3, start_step))
-    num_rollouts = 0
     history = []
     global_step = start_step  # includes reset steps
     next_log = start_step + args.log_interval
@@ -293,9 +292,9 @@ def train(args):
                 history += [(global_step, float(infos["statistics"]["r"][i])) for i in np.flatnonzero(done)]
 
             # 2. Learn from the whole rollout and a replayed batch, in one gradient step.
+            oldest = global_step // rewards.size % len(replay[0])  # the row to overwrite; it advances by 1 per rollout
             for stored, array in zip(replay, rollout, strict=True):
-                stored[num_rollouts % len(stored)] = array  # replaces the oldest rollout
-            num_rollouts += 1
+                stored[oldest] = array
             if is_transition.any():
                 metrics = update(agent, optimizer, rollout, sample_transitions(replay, args.batch_size, rng), args)
                 # Only now, so that acting and learning use the same statistics.

@@ -515,7 +515,7 @@ def run_rank():
 
     while not (paths := list(Path("runs").glob("*/checkpoint.pt"))):
         time.sleep(0.01)
-    torch.distributed.init_process_group = lambda: None
+    torch.distributed.init_process_group = lambda backend: None
     paac_gpu.train(quick(RANKS, f"--resume {paths[0]} --total-timesteps 1000000000"))
 
 
@@ -581,10 +581,10 @@ def test_two_ranks_learn_as_one_process_with_the_rollouts_of_both(tmp_path):
 
 @pytest.mark.parametrize(("device", "chosen"), [("cuda", [1]), ("cuda:0", []), ("cpu", [])])
 def test_each_rank_has_a_gpu(device, chosen, monkeypatch):
-    """With --device cuda; the other devices are what the user says."""
-    devices = []
+    """With --device cuda; the other devices are what the user says. The backend follows from the device."""
+    devices, backends = [], []
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", backends.append)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     args = SimpleNamespace(device=device)
@@ -592,6 +592,7 @@ def test_each_rank_has_a_gpu(device, chosen, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert paac_gpu.start_ranks(args) == (1, 2) and devices == chosen
+    assert backends == ["gloo" if device == "cpu" else "nccl"]  # the default is not Gloo on a CPU with a CUDA build
 
 
 # Probe environments
