@@ -228,8 +228,8 @@ def axes(title, xlabel, **size):
 
 def band(ax, curves, label, color="#0072B2"):
     """Draw curves [(x, y)] as their mean on a common grid, with a band from the lowest to the highest."""
-    grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 200)
-    values = np.stack([np.interp(grid, x, y) for x, y in curves])
+    grid = np.linspace(max(x[0] for x, _ in curves), max(x[-1] for x, _ in curves), 200)
+    values = np.stack([np.interp(grid, x, y) for x, y in curves])  # a curve that has ended keeps its last value
     ax.fill_between(grid, values.min(0), values.max(0), color=color, alpha=0.25, linewidth=0)
     ax.plot(grid, values.mean(0), color=color, linewidth=2.5, label=label)
     ax.legend(fontsize=12, framealpha=0.8, edgecolor="none")
