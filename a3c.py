@@ -52,6 +52,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
@@ -80,7 +81,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
         parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
-    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
+    if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -339,7 +340,8 @@ def worker(send, rank, args, optimizer, shared, start_step):
             if done or global_step >= shared.next_log.value:
                 metrics = {name: value.item() for name, value in metrics.items()}
                 metrics["charts/learning_rate"] = learning_rate
-                send(Report(global_step, metrics, gradient_delays, info.pop("statistics", None)))
+                statistics = info.pop("statistics") if done else None
+                send(Report(global_step, metrics, gradient_delays, statistics))
                 gradient_delays = []
             if done:
                 obs, info = env.reset()

@@ -50,6 +50,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
     add = parser.add_argument
     choices = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for your own environment")
@@ -79,7 +80,7 @@ def parse_args(argv=None):
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
-    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
+    if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})

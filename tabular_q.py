@@ -47,6 +47,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
     add = parser.add_argument
     algorithms = ["q_learning", "sarsa", "expected_sarsa", "policy_iteration"]
     add("--env-id", default="Taxi-v4", help="Gymnasium id, or MODULE:ID for your own environment")
@@ -70,7 +71,7 @@ def parse_args(argv=None):
     add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
-    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
+    if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})

@@ -23,7 +23,7 @@ Departs  one lock keeps prediction and training from overlapping (in the paper t
          ±1 for learning only, each frame's mean is subtracted
 Run      python related/ga3c.py
          Threads and processes run freely, so a seed does not reproduce a run.
-Result   CartPole-v1: greedy return 500.0 ± 0.0 (5 seeds)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (6 seeds)
 """
 
 import argparse
@@ -59,6 +59,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
     add = parser.add_argument
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
@@ -95,7 +96,7 @@ def parse_args(argv=None):
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
         parser.error(f"argument --device: {str(error).splitlines()[0]}")
-    if args.resume:  # continue with the run's own flags, except machine-specific ones and those given now
+    if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
         parser.set_defaults(**{name: flags[name] for name in kept})
@@ -215,7 +216,7 @@ def play(request_pipe, piece_pipe, rank, args, start_step):
                 rewards=rewards,
                 terminated=terminated,
                 versions=versions,
-                statistics=info.pop("statistics", None),
+                statistics=info.pop("statistics") if done else None,
             )
             piece_pipe.send(tuple(piece))  # in some debuggers this file's classes cannot be unpickled
             if done:

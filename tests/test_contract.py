@@ -231,7 +231,7 @@ def test_flags(name, capsys):
 
 
 def test_flags_from_a_file_and_from_the_environment(name, tmp_path, monkeypatch):
-    (tmp_path / "flags.txt").write_text('--seed\n7\n--eval-episodes=3\n--env-kwargs\n{"a": 1}\n')
+    (tmp_path / "flags.txt").write_text('--seed\n7\n\n--eval-episodes=3\n  \n--env-kwargs\n{"a": 1}\n')
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     args = import_module(name).parse_args(["@flags.txt", "--seed", "8"])
@@ -301,6 +301,7 @@ def test_errors_that_the_user_can_fix_end_with_one_line(name, tmp_path, monkeypa
         ("--env-id", "probes:MultiDiscreteAction-v0"): "--env-id probes:MultiDiscreteAction-v0: needs .*; it has ",
         ("--env-id", "probes:IntegerAction-v0"): "--env-id probes:IntegerAction-v0: needs .*; it has ",
         ("--resume", "nothing.pt"): "--resume nothing.pt: .*No such file",
+        ("--resume", ""): "--resume : .*No such file",  # a shell command found no checkpoint
         ("--wandb-mode", "online"): "API key|api_key",
     }
     for (flag, value), message in bad.items():
@@ -595,6 +596,14 @@ def test_an_environment_that_counts_its_own_episodes(name):
         env_id = "probes:Recorded-v0"
     module, args = quick(name, "--env-id", env_id)
     assert len(module.train(args)[1]) > 10
+
+
+def test_an_environment_that_reports_statistics_of_its_own(name):
+    if name == "tabular_q":
+        pytest.skip("states are integers")
+    module, args = quick(name, "--env-id", "probes:OwnStatistics-v0", "--log-interval", "7")
+    history = module.train(args)[1]
+    assert 90 < len(history) <= 128 and all(0 <= value <= 20 for _, value in history)
 
 
 def test_bounded_actions_cover_their_range(name):
