@@ -76,7 +76,7 @@ def parse_args(argv=None):
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
-    add("--loss", default="squared", choices=["squared", "huber"], help="huber clips the gradient's TD error to ±1")
+    add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the error in the gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=1000.0, help="clip the gradient's global norm to this")
     add("--pixels", action="store_true", help="learn from rendered frames instead of states")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
@@ -89,7 +89,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:

@@ -76,7 +76,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -121,7 +121,7 @@ class RunningStatistics(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s), for frames on a shared body; π is categorical if actions are discrete, or normal."""
+    """π(a|s) and V(s), for frames on a shared body; π is categorical or, for continuous actions, normal."""
 
     def __init__(self, obs_space, action_space, network):
         super().__init__()

@@ -68,7 +68,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="where W&B logs")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -186,9 +186,8 @@ def train(args):
     rng = random.Random(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
     optimal_values = None
     if hasattr(env.unwrapped, "P") and hasattr(env.unwrapped, "initial_state_distrib"):
-        _, optimal_values = policy_iteration(
-            env.unwrapped.P, args.gamma
-        )  # for the charts; the learners do not use the model
+        # For policy iteration and the charts: the learners do not use the model.
+        _, optimal_values = policy_iteration(env.unwrapped.P, args.gamma)
     if args.algorithm == "policy_iteration":
         if np.isnan(exact_values(env, q, optimal_values, args.gamma).get("charts/optimal_value", np.nan)):
             raise RunError(
