@@ -8,7 +8,7 @@ Papers   Mnih et al. 2016 (arXiv:1602.01783), Alg. S3; Schulman et al. 2016 (arX
 Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step per rollout
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
          V(s_t+1) = 0 if s_t+1 is terminal; A_t+1 = 0 after the end of an episode or rollout; A and R are constants
-Departs  Adam without momentum instead of RMSProp; separate networks for π and V, tanh, orthogonal initial weights; the
+Departs  Adam without momentum instead of RMSProp; separate networks for π and V, tanh, orthogonal initialization; the
          gradient's norm is clipped; truncated episodes bootstrap from their last observation. Observations are
          normalized by their running mean and variance, rewards divided by the root mean square of the running returns;
          both are limited to ±10
@@ -43,7 +43,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
@@ -57,7 +57,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of continuous actions (range ±1)")
+    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of continuous actions in [-1, 1]")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
@@ -115,7 +115,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
-        self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the first policy is close to uniform
+        self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the initial policy is close to uniform
         self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         log_std = torch.full((num_outputs,), initial_std).log()  # state-independent
         self.log_std = None if self.discrete else nn.Parameter(log_std)
@@ -133,7 +133,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        # argmax(p / Exp(1)) is a sample from p. torch.multinomial raises on NaN, before `update` can report it plainly.
         if self.discrete:
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
@@ -153,7 +153,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
+    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -308,13 +308,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -326,16 +326,20 @@ def make_envs(args, num_envs, **options):
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    if not (discrete or continuous) or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
+    fixed_size = obs_space.is_np_flattenable  # unlike Sequence and Graph
+    if not (discrete or continuous) or not fixed_size or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and "
-            f"AutoresetMode.NEXT_STEP; it has {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, observations of "
+            f"a fixed size and AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
         )
     if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
         envs = gym.wrappers.vector.FlattenObservation(envs)
-    if continuous and action_space.is_bounded():  # the policy acts in [-1, 1]
-        envs = gym.wrappers.vector.RescaleAction(envs, np.float32(-1), np.float32(1))
-    return gym.wrappers.vector.ClipAction(envs) if continuous else envs
+    if continuous:  # the policy acts in [-1, 1] or, where only one bound is finite, from -1 up or from 1 down
+        low, high = action_space.low, action_space.high
+        unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
+        envs = gym.wrappers.vector.TransformAction(envs, lambda action: action.clip(low, high))
+        envs = gym.wrappers.vector.RescaleAction(envs, *unit)
+    return envs
 
 
 def start_run(args, run_id):
@@ -443,7 +447,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

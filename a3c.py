@@ -13,7 +13,7 @@ Workers  Each worker copies θ, plays with the copy, computes Δθ with the same
          then other workers have updated θ charts/gradient_delay times: it is the gradient that is late, not the policy.
          With one worker a seed reproduces a run bit for bit; with several it does not, and a checkpoint may mix weights
          from before and after an update.
-Departs  truncated episodes bootstrap from their last observation; orthogonal initial weights; the gradient's norm is
+Departs  truncated episodes bootstrap from their last observation; orthogonal initialization; the gradient's norm is
          clipped. Flat observations: tanh, separate networks for π and V unless --lstm, observations normalized by their
          running mean and variance, rewards divided by the root mean square of the running returns, both limited to
          ±10. All workers share the running statistics. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, the
@@ -52,7 +52,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
@@ -67,7 +67,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--lstm", action="store_true", help="256 LSTM cells on a body that π and V share")
+    add("--lstm", action="store_true", help="256 LSTM units on a body shared by π and V")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--log-interval", type=number(int, 1), default=10_000, help="environment steps between logs and checkpoints")
@@ -117,7 +117,7 @@ class RunningStatistics(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s), on a shared body for frames or an LSTM; π is categorical or, for continuous actions, normal."""
+    """π(a|s) and V(s), on a shared body for frames or --lstm; π is categorical or, for continuous actions, normal."""
 
     def __init__(self, obs_space, action_space, lstm):
         super().__init__()
@@ -135,11 +135,11 @@ class ActorCritic(nn.Module):
             self.body = nn.Sequential(*layers)
             if lstm:
                 self.lstm = nn.LSTM(256, 256)
-            self.actor = init(nn.Linear(256, num_outputs), 0.01)  # a small gain: the first policy is close to uniform
+            self.actor = init(nn.Linear(256, num_outputs), 0.01)  # a small gain: the initial policy is close to uniform
             self.critic = init(nn.Linear(256, 1), 1.0)
         else:
             self.body = nn.Identity()
-            self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the first policy is close to uniform
+            self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the initial policy is close to uniform
             self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
         self.obs_statistics = RunningStatistics(obs_space.shape[-2:])  # of frames: a mean image, (84, 84)
@@ -167,7 +167,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        # argmax(p / Exp(1)) is a sample from p. torch.multinomial raises on NaN, before `update` can report it plainly.
         if self.discrete:
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
@@ -187,7 +187,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
+    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -499,13 +499,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -526,10 +526,10 @@ def make_env(args, **options):
     action_space = env.action_space
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    if not (discrete or continuous):
+    if not (discrete or continuous) or not env.observation_space.is_np_flattenable:  # unlike Sequence and Graph
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats; "
-            f"it has {action_space}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and observations "
+            f"of a fixed size; it has {action_space} and {type(env.observation_space).__name__}"
         )
     if is_atari(args):
         env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
@@ -547,9 +547,12 @@ def make_env(args, **options):
         return obs
 
     env = gym.wrappers.TransformObservation(env, copy, obs_space)
-    if continuous and action_space.is_bounded():  # the policy acts in [-1, 1]
-        env = gym.wrappers.RescaleAction(env, -1.0, 1.0)
-    return gym.wrappers.ClipAction(env) if continuous else env
+    if continuous:  # the policy acts in [-1, 1] or, where only one bound is finite, from -1 up or from 1 down
+        low, high = action_space.low, action_space.high
+        unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
+        env = gym.wrappers.TransformAction(env, lambda action: action.clip(low, high), None)
+        env = gym.wrappers.RescaleAction(env, *unit)
+    return env
 
 
 def start_run(args, run_id):
@@ -657,7 +660,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

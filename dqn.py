@@ -10,9 +10,9 @@ Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the replay 
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          y is a constant; Q⁻ is a copy of Q, refreshed every target_update_interval steps
          --loss huber: |δ| - 1/2 in place of δ²/2 where |δ| > 1, for δ = y - Q(s,a): the paper's clipping to ±1
-Departs  TD errors are clipped only by --loss huber, and gradients only where their norm exceeds 1000: where returns
-         reach 100, as on CartPole, clipping gives terminal states too little weight. Adam instead of RMSProp, its step
-         size annealed; several environments, stepped in parallel; truncated episodes bootstrap from their last
+Departs  TD errors are clipped only by --loss huber, and gradients only where their norm exceeds 1000: where Q
+         reaches 100, as on CartPole, clipping gives terminal states too little weight. Adam instead of RMSProp, its
+         step size annealed; several environments, stepped in parallel; truncated episodes bootstrap from their last
          observation; the target network is refreshed every N environment steps rather than every N updates; evaluation
          with ε = 0; --dueling does not rescale the gradient of the shared layers by 1/√2 and, except for frames, shares
          all hidden layers. Flat components with bounds below 1 are scaled to ±1; the mean of each frame is subtracted.
@@ -53,7 +53,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
@@ -62,21 +62,21 @@ def parse_args(argv=None):
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
-    add("--buffer-size", type=number(int, 1), default=100_000, help="transitions to replay; 7 KB each for Atari")
+    add("--buffer-size", type=number(int, 1), default=100_000, help="transitions kept; 7 KB each for Atari")
     add("--batch-size", type=number(int, 1), default=128, help="transitions per gradient step")
     add("--learning-starts", type=number(int, 0), default=1_000, help="environment steps before the first update")
     add("--train-interval", type=number(int, 1), default=4, help="environment steps between updates")
     add("--gradient-steps", type=number(int, 1), default=1, help="gradient steps per update")
     add("--target-update-interval", type=number(int, 1), default=250, help="environment steps between copies to Q⁻")
-    add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="initial ε, the share of random actions")
+    add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="initial ε, the probability of a random action")
     add("--epsilon-end", type=number(float, 0, 1), default=0.1, help="final ε")
     add("--epsilon-steps", type=number(int, 1), default=10_000, help="environment steps over which ε decays linearly")
     add("--exponential-epsilon", action="store_true", help="decay ε with time constant --epsilon-steps instead")
-    add("--double", action="store_true", help="double DQN: choose a' by Q, value it by Q⁻")
+    add("--double", action="store_true", help="double DQN: select a' by Q, evaluate it by Q⁻")
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
-    add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the error in the gradient to ±1")
+    add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the TD error to ±1")
     add("--max-grad-norm", type=number(float, 0), default=1000.0, help="clip the gradient's global norm to this")
     add("--pixels", action="store_true", help="learn from rendered frames instead of states")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
@@ -367,13 +367,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -391,10 +391,11 @@ def make_envs(args, num_envs, **options):
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
-    if not discrete or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
+    fixed_size = obs_space.is_np_flattenable  # unlike Sequence and Graph
+    if not discrete or not fixed_size or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 and AutoresetMode.NEXT_STEP; "
-            f"it has {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, observations of a fixed size and "
+            f"AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
         )
     has_frames = is_atari(args) or args.pixels
     if not (has_frames or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
@@ -540,7 +541,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

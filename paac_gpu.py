@@ -13,12 +13,12 @@ Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s)
 Ranks    torchrun --nproc-per-node K paac_gpu.py starts K processes, each with its own device and num_envs environments,
          that average their gradients: equivalent to one process with K · num_envs environments, except that the
          running statistics are those of the first process
-Departs  Adam instead of RMSProp (the authors': mean square initially 1, ε = 0.1 inside the root); GAE; orthogonal
-         initial weights; truncated episodes bootstrap from their last observation. The mean of all frames so far is
+Departs  Adam instead of RMSProp (the authors': initial mean square 1, ε = 0.1 inside the root); GAE; orthogonal
+         initialization; truncated episodes bootstrap from their last observation. The mean of all frames so far is
          subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards
          clipped to ±1 and a lost life is terminal, for learning only. Flat observations: as in a2c.py, with separate
          networks for π and V, normalized observations and scaled rewards
-Run      python paac_gpu.py    python paac_gpu.py @settings/paac_gpu_CartPole-v1.txt
+Run      python paac_gpu.py --total-timesteps 5000000    python paac_gpu.py @settings/paac_gpu_CartPole-v1.txt
 Result   greedy return; CartPole-v1: 500.0 ± 0.0 (10 seeds); ALE/Pong-v5, 5M steps: 20.7 ± 0.1 (2 seeds)
 """
 
@@ -49,12 +49,12 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     add("--env-id", default="ALE/Pong-v5", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=10_000_000, help="environment steps, over all environments")
-    add("--vectorization-mode", choices=["sync", "async"], help="async: one process each, for slow steps; not Atari")
+    add("--vectorization-mode", choices=["sync", "async"], help="async: one process per environment; not Atari")
     add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel, the paper's n_e")
     add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
@@ -133,7 +133,7 @@ class ActorCritic(nn.Module):
             layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU()]
             layers += [nn.Flatten(), init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
             self.body = nn.Sequential(*layers)
-            self.actor = init(nn.Linear(256, num_outputs), 0.01)  # a small gain: the first policy is close to uniform
+            self.actor = init(nn.Linear(256, num_outputs), 0.01)  # a small gain: the initial policy is close to uniform
             self.critic = init(nn.Linear(256, 1), 1.0)
         elif self.image:
             layers = [init(nn.Conv2d(4, 32, 8, stride=4), 2**0.5), nn.ReLU()]
@@ -144,7 +144,7 @@ class ActorCritic(nn.Module):
             self.actor = init(nn.Linear(512, num_outputs), 0.01)
             self.critic = init(nn.Linear(512, 1), 1.0)
         else:
-            self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the first policy is close to uniform
+            self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the initial policy is close to uniform
             self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
         self.obs_statistics = RunningStatistics(obs_space.shape[-2:])  # of frames: a mean image, (84, 84)
@@ -167,7 +167,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        # argmax(p / Exp(1)) is a sample from p. torch.multinomial raises on NaN, before `update` can report it plainly.
         if self.discrete:
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
@@ -187,7 +187,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
+    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -400,13 +400,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -423,16 +423,20 @@ def make_envs(args, num_envs, **options):
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    if not (discrete or continuous) or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
+    fixed_size = obs_space.is_np_flattenable  # unlike Sequence and Graph
+    if not (discrete or continuous) or not fixed_size or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and "
-            f"AutoresetMode.NEXT_STEP; it has {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, observations of "
+            f"a fixed size and AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
         )
     if not (is_atari(args) or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
         envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
-    if continuous and action_space.is_bounded():  # the policy acts in [-1, 1]
-        envs = gym.wrappers.vector.RescaleAction(envs, np.float32(-1), np.float32(1))
-    return gym.wrappers.vector.ClipAction(envs) if continuous else envs
+    if continuous:  # the policy acts in [-1, 1] or, where only one bound is finite, from -1 up or from 1 down
+        low, high = action_space.low, action_space.high
+        unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
+        envs = gym.wrappers.vector.TransformAction(envs, lambda action: action.clip(low, high))
+        envs = gym.wrappers.vector.RescaleAction(envs, *unit)
+    return envs
 
 
 def is_atari(args):
@@ -565,7 +569,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ Bias     With ent_coef 0, -∇L is an unbiased estimate of ∇E[G_0] for total_r
          part of the mean. elite optimizes another objective.
 Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam. For the first value_warmup steps value_baseline trains V alone: with
          an untrained V, Ψ mostly has the sign of the rewards. Observations are normalized by their running mean and
-         variance; the unit of V is the running root mean square of G. An episode that is truncated, by a time limit or
+         variance; V predicts G / (running root mean square of G). An episode that is truncated, by a time limit or
          the end of training, ends there; only value_baseline bootstraps, from V(last observation)
 Run      python reinforce.py    python reinforce.py --psi elite
          python reinforce.py --psi total_return --gamma 1 --num-envs 32 --learning-rate 5e-4 --total-timesteps 400000
@@ -50,7 +50,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     choices = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite"]
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for your own environment")
@@ -144,7 +144,7 @@ class ActorCritic(nn.Module):
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
-        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        # argmax(p / Exp(1)) is a sample from p. torch.multinomial raises on NaN, before `update` can report it plainly.
         if self.discrete:
             probs = output.softmax(-1)
             return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
@@ -326,13 +326,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -344,16 +344,20 @@ def make_envs(args, num_envs, **options):
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    if not (discrete or continuous) or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
+    fixed_size = obs_space.is_np_flattenable  # unlike Sequence and Graph
+    if not (discrete or continuous) or not fixed_size or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and "
-            f"AutoresetMode.NEXT_STEP; it has {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, observations of "
+            f"a fixed size and AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
         )
     if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
         envs = gym.wrappers.vector.FlattenObservation(envs)
-    if continuous and action_space.is_bounded():  # the policy acts in [-1, 1]
-        envs = gym.wrappers.vector.RescaleAction(envs, np.float32(-1), np.float32(1))
-    return gym.wrappers.vector.ClipAction(envs) if continuous else envs
+    if continuous:  # the policy acts in [-1, 1] or, where only one bound is finite, from -1 up or from 1 down
+        low, high = action_space.low, action_space.high
+        unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
+        envs = gym.wrappers.vector.TransformAction(envs, lambda action: action.clip(low, high))
+        envs = gym.wrappers.vector.RescaleAction(envs, *unit)
+    return envs
 
 
 def start_run(args, run_id):
@@ -461,7 +465,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

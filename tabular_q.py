@@ -47,7 +47,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     algorithms = ["q_learning", "sarsa", "expected_sarsa", "policy_iteration"]
     add("--env-id", default="Taxi-v4", help="Gymnasium id, or MODULE:ID for your own environment")
@@ -158,8 +158,8 @@ def action_values(transitions, values, gamma):
 
 def policy_iteration(transitions, gamma):
     """The optimal policy (num_states, num_actions) and its values (num_states,), section 4.3."""
-    # With γ = 1 a loop that earns reward has no finite value. A loop of reward 0 is always escaped in the end, because
-    # the first policy is uniform and ties are shared. An action that may lead to NaN is taken only if all may.
+    # With γ = 1 a loop with reward has no finite value: NaN. A loop without reward is always left, because the initial
+    # policy is uniform and ties share probability. An action that may lead to NaN is taken only if all may.
     policy = np.full((len(transitions), len(transitions[0])), 1 / len(transitions[0]))
     values = policy_evaluation(transitions, policy, gamma)
     while True:
@@ -297,13 +297,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -438,7 +438,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

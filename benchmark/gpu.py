@@ -1,7 +1,7 @@
 """Measure paac_gpu.py and dqn.py on one GPU; every row is saved as soon as it is known.
 
-    python benchmark/gpu.py                  emulators, speeds, variants, Pong by paac_gpu.py to 18, dqn.py's speed
-    python benchmark/gpu.py --part breakout  Breakout by paac_gpu.py to 250, then Pong by dqn.py to 18
+    python benchmark/gpu.py                  emulators, speeds, variants, paac_gpu.py on Pong until 18, dqn.py's speed
+    python benchmark/gpu.py --part breakout  paac_gpu.py on Breakout until 250, then dqn.py on Pong until 18
     python benchmark/gpu.py --part torchrun  a short run by torchrun, one process
     python benchmark/gpu.py --small          small numbers, with or without a GPU: a test of this program
 
@@ -111,7 +111,7 @@ def high_precision():
 
 
 def variants(agent_class, small):
-    """Yield (name, context manager) of changes from outside that may make an agent faster on a GPU."""
+    """Yield (name, context manager) for patches that may make an agent faster on a GPU."""
     forward = agent_class.forward
 
     def bfloat16(self, obs):

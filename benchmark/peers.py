@@ -100,7 +100,7 @@ def learned(model, steps):
 
 
 def sb3_a2c(steps, seed, equal=False):
-    """Stable-Baselines3's A2C on CartPole-v1 with the zoo's settings or, if equal, a2c.py's and its network, 8 x 5.
+    """Stable-Baselines3's A2C on CartPole-v1 with the zoo's settings or, if equal, a2c.py's, and its network, 8 x 5.
 
     It normalizes neither observations nor rewards, which a2c.py does.
     """
@@ -317,16 +317,16 @@ EQUAL = {  # hyper-parameters that a2c.py and Stable-Baselines3 call by the same
     "gamma": 0.99,
     "gae_lambda": 0.9,
     "vf_coef": 0.5,
-    "ent_coef": 0.1,  # enough to be seen where it is wrong, as Adam divides the size of a gradient away
+    "ent_coef": 0.1,  # large enough for an error to show: Adam cancels the scale of a gradient
     "max_grad_norm": 0.5,
 }
-AS_CLEANRL = (  # its dqn.py's defaults in our flags; its learning rate stays, where ours falls to 0
+AS_CLEANRL = (  # its dqn.py's defaults in our flags; its learning rate is constant, ours decays to 0
     "--num-envs 1 --hidden-sizes 120 84 --learning-rate 0.00025 --gamma 0.99 --buffer-size 10000 "
     "--batch-size 128 --learning-starts 10000 --train-interval 10 --gradient-steps 1 --target-update-interval 500 "
     "--epsilon-start 1 --epsilon-end 0.05 --epsilon-steps 50000 --max-grad-norm 1000000 --log-interval 10000"
 )
 A2C = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in EQUAL.items()) + " --num-envs 8 --num-steps 5"
-A2C += " --log-interval 125000"  # one checkpoint, as the peer writes none
+A2C += " --log-interval 125000"  # one checkpoint; the peer writes none
 CONTROL = {  # environments and the settings files of a2c.py
     "InvertedPendulum-v5": "a2c_MuJoCo.txt",
     "HalfCheetah-v5": "a2c_HalfCheetah-v5.txt",
@@ -411,7 +411,7 @@ CONTROL_PROGRAMS = {
 
 
 def control(args, steps=1_000_000):
-    """Train a2c.py and Stable-Baselines3's A2C alternately on four robots -> control.csv, control_curves.csv.
+    """Train a2c.py and Stable-Baselines3's A2C alternately on MuJoCo -> control.csv, control_curves.csv.
 
     A row has the mean of the last 100 training episodes, and of 20 greedy ones. Rows of an earlier call are kept.
     """
@@ -448,7 +448,7 @@ def control(args, steps=1_000_000):
 
 
 NUM_VALID = 8  # transitions per environment and rollout of the scripted environment
-ENDS = [  # per environment: after which transitions an episode ends. Each rollout of 8 has one reset row in all of them
+ENDS = [  # per environment: {transition that ends an episode: how}; each rollout of 8 has one reset row
     {3: "terminated", 13: "truncated"},  # an episode goes across the end of the first rollout
     {5: "truncated", 9: "terminated"},
     {2: "terminated", 8: "truncated"},  # truncated by a rollout's last transition: the next one starts with a reset row

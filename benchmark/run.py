@@ -205,7 +205,7 @@ def report(rows, threshold):
     )
     print(f"{reached}; training {seconds:.1f} s, {speed:,.0f} steps/s (medians)")
     if any(row["jobs"] != "1" for row in rows):
-        print("Seconds and steps/s were measured with several runs at once (column jobs): do not quote them.")
+        print("Seconds and steps/s were measured with several runs at once (column jobs): the times are upper bounds.")
 
 
 def axes(title, xlabel, **size):

@@ -304,7 +304,7 @@ def measure(name, number, flags):
 
 
 def asynchrony(plot_only):
-    """Run CartPole-v1 with 1 to 16 environments, and Pong with 8 for a few minutes, without a return.
+    """Run CartPole-v1 with 1 to 16 environments, and Pong with 8 for a few minutes, not evaluated.
 
     Gradient delay: the updates that other workers made between a worker's copy of the weights and its own update.
     Policy lag: the updates between the weights that chose an action and those that learn from it. PAAC has neither.

@@ -4,21 +4,21 @@
 # ///
 """GA3C: A3C with one network, usually on a GPU, that predicts for all agents and learns from them in batches.
 
-Paper    Babaeizadeh et al. 2017 (arXiv:1611.06256), and its program, github.com/NVlabs/GA3C
+Paper    Babaeizadeh et al. 2017 (arXiv:1611.06256), and its code, github.com/NVlabs/GA3C
 Update   L = Σ_t [-log(π(a_t|s_t) + ε_log) (R_t - V(s_t)) + vf_coef (R_t - V(s_t))² - ent_coef H(π(·|s_t))]
          R_t = r_t + γ R_t+1 over up to num_steps steps of one episode; after the last step R is V of the state reached,
          or 0 if that state is terminal; R_t and the R_t - V(s_t) that weights the logarithm are constants
          one RMSProp step per batch
-Queues   Agents send observations; a predictor answers all pending ones as one batch. Agents also send pieces of up to
-         num_steps steps; a trainer learns from all pending ones, at least min_batch_size pieces, as one batch.
-Lag      The weights updated with an action are charts/policy_lag updates newer than those that chose it. By then its
-         π may be tiny: ε_log keeps log π finite where π underflows to 0, and removes the gradient of actions whose π is
-         far below ε_log.
+Queues   Agents send observations; a predictor answers all pending ones as one batch. Agents also send segments of up to
+         num_steps steps; a trainer learns from all pending ones, at least min_batch_size segments, as one batch.
+Lag      The weights that learn from an action are charts/policy_lag updates newer than those that chose it. By then
+         its π may be tiny: ε_log keeps log π finite where π underflows to 0, and removes the gradient of actions whose
+         π is far below ε_log.
 Departs  one lock keeps prediction and training from overlapping (in the paper they run concurrently); a trainer takes
-         all pending pieces (the program's default is one) and computes V of a piece's last state itself, with the
+         all pending segments (its code's default is one) and computes V of a segment's last state itself, with the
          newest weights; truncated episodes bootstrap, too; num_steps is 20 rather than 5; the gradient's norm is
          clipped; RMSProp is PyTorch's, with ε = 0.1 outside the square root and a mean square that starts at 0; the
-         numbers of agents, predictors and trainers are fixed; ε_log is added to π (the program: max(π, ε_log)); tanh
+         numbers of agents, predictors and trainers are fixed; ε_log is added to π (its code: max(π, ε_log)); tanh
          units for flat observations; Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, rewards clipped to
          ±1 for learning only, each frame's mean is subtracted
 Run      python related/ga3c.py
@@ -59,17 +59,17 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
-    add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps learned from, all agents")
+    add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps learned from, in total")
     add("--num-agents", type=number(int, 1), default=8, help="processes, each with its own environment")
     add("--num-predictors", type=number(int, 1), default=2, help="threads that answer observations with actions")
     add("--num-trainers", type=number(int, 1), default=2, help="threads that learn")
-    add("--num-steps", type=number(int, 1), default=20, help="maximum number of steps per piece, the paper's t_max")
-    add("--min-batch-size", type=number(int, 1), default=1, help="minimum number of pieces per update")
+    add("--num-steps", type=number(int, 1), default=20, help="maximum number of steps per segment, the paper's t_max")
+    add("--min-batch-size", type=number(int, 1), default=1, help="minimum number of segments per update")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="RMSProp's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--rmsprop-decay", type=number(float, 0, 1), default=0.99, help="decay α of RMSProp's mean square")
@@ -159,7 +159,7 @@ def ga3c_loss(logits, actions, values, returns, vf_coef, ent_coef, log_epsilon):
     return loss, {f"losses/{name}": value for name, value in metrics.items()}
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """Up to num_steps steps of one episode, which an agent sends to a trainer."""
 
     observations: np.ndarray  # one more than steps
@@ -170,19 +170,20 @@ class Piece(NamedTuple):
     statistics: dict | None  # return r and length l of the episode, if it has ended
 
 
-def update(agent, optimizer, pieces, args):
-    """One gradient step on pieces -> metrics."""
+def update(agent, optimizer, segments, args):
+    """One gradient step on segments -> metrics."""
     # The last observations, of which only the value is needed, are the last rows of the batch.
-    observations = [piece.observations[:-1] for piece in pieces] + [piece.observations[-1:] for piece in pieces]
+    observations = [segment.observations[:-1] for segment in segments]
+    observations += [segment.observations[-1:] for segment in segments]
     logits, values = agent(torch.as_tensor(np.concatenate(observations), device=args.device))
-    last_values = values[-len(pieces) :].tolist()
+    last_values = values[-len(segments) :].tolist()
     returns = []
-    for piece, last_value in zip(pieces, last_values, strict=True):
+    for segment, last_value in zip(segments, last_values, strict=True):
         # Only a terminal state stops the bootstrap: a truncated episode would have continued.
-        returns += n_step_returns(piece.rewards, 0.0 if piece.terminated else last_value, args.gamma)
+        returns += n_step_returns(segment.rewards, 0.0 if segment.terminated else last_value, args.gamma)
     returns = torch.tensor(returns, device=args.device)
-    actions = torch.as_tensor(np.concatenate([piece.actions for piece in pieces]), device=args.device)
-    logits, values = logits[: -len(pieces)], values[: -len(pieces)]
+    actions = torch.as_tensor(np.concatenate([segment.actions for segment in segments]), device=args.device)
+    logits, values = logits[: -len(segments)], values[: -len(segments)]
     loss, metrics = ga3c_loss(logits, actions, values, returns, args.vf_coef, args.ent_coef, args.log_epsilon)
     optimizer.zero_grad()
     loss.backward()
@@ -193,8 +194,8 @@ def update(agent, optimizer, pieces, args):
     return metrics | {"losses/grad_norm": grad_norm}
 
 
-def play(request_pipe, piece_pipe, rank, args, start_step):
-    """An agent: step the environment forever with the actions that answer its requests, and send pieces."""
+def play(request_pipe, segment_pipe, rank, args, start_step):
+    """An agent: step the environment forever with the actions that answer its requests, and send segments."""
     env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
     obs, _ = env.reset(seed=derive_seed(args.seed, 0, start_step, rank))
     try:
@@ -210,7 +211,7 @@ def play(request_pipe, piece_pipe, rank, args, start_step):
                 actions.append(action)
                 rewards.append(float(np.sign(reward) if is_atari(args) else reward))
                 versions.append(version)
-            piece = Piece(
+            segment = Segment(
                 observations=np.stack(observations),
                 actions=np.array(actions, np.int64),
                 rewards=rewards,
@@ -218,7 +219,7 @@ def play(request_pipe, piece_pipe, rank, args, start_step):
                 versions=versions,
                 statistics=info.pop("statistics") if done else None,
             )
-            piece_pipe.send(tuple(piece))  # in some debuggers this file's classes cannot be unpickled
+            segment_pipe.send(tuple(segment))  # in some debuggers this file's classes cannot be unpickled
             if done:
                 obs, _ = env.reset()
     finally:
@@ -245,29 +246,29 @@ class TrainerReport(NamedTuple):
     """What a trainer tells the main thread after each update."""
 
     global_step: int
-    pieces: list
-    policy_lags: np.ndarray  # of all actions in the pieces
+    segments: list
+    policy_lags: np.ndarray  # of all actions in the segments
     metrics: dict
 
 
-def learn(piece_pipes, agent, optimizer, shared, reports, args):
-    """A trainer: learn from all pending pieces as one batch, and report, until training or an agent ends."""
+def learn(segment_pipes, agent, optimizer, shared, reports, args):
+    """A trainer: learn from all pending segments as one batch, and report, until training or an agent ends."""
     while True:
-        pieces = []
+        segments = []
         with shared.trainer_lock:
-            while len(pieces) < args.min_batch_size:
-                pieces += [Piece(*pipe.recv()) for pipe in wait(piece_pipes)]
+            while len(segments) < args.min_batch_size:
+                segments += [Segment(*pipe.recv()) for pipe in wait(segment_pipes)]
         with shared.lock:  # while the weights change, predictors wait, and so do other trainers
             if shared.global_step >= args.total_timesteps:
                 return
             remaining = 1 - shared.global_step / args.total_timesteps if args.anneal_lr else 1.0
             optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
-            metrics = update(agent, optimizer, pieces, args)
+            metrics = update(agent, optimizer, segments, args)
             metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-            policy_lags = shared.num_updates - np.concatenate([piece.versions for piece in pieces])
+            policy_lags = shared.num_updates - np.concatenate([segment.versions for segment in segments])
             shared.num_updates += 1
             shared.global_step += len(policy_lags)
-            reports.put(TrainerReport(shared.global_step, pieces, policy_lags, metrics))
+            reports.put(TrainerReport(shared.global_step, segments, policy_lags, metrics))
 
 
 def train(args):
@@ -294,7 +295,7 @@ def train(args):
         num_predictions=0,
         lock=threading.Lock(),  # for the network and the counts
         predictor_lock=threading.Lock(),  # for the pipes of requests
-        trainer_lock=threading.Lock(),  # for the pipes of pieces
+        trainer_lock=threading.Lock(),  # for the pipes of segments
     )
     history, lengths, policy_lags = [], [], []
     global_step = start_step
@@ -312,12 +313,12 @@ def train(args):
             context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
             for rank in range(args.num_agents):
                 start_worker(workers, context, rank, args, start_step)
-            request_pipes, piece_pipes = zip(*workers, strict=True)
+            request_pipes, segment_pipes = zip(*workers, strict=True)
             for pipe in request_pipes:
                 pipe.poll(None)  # wait until each agent has asked for its first action
             futures = [pool.submit(predict, request_pipes, agent, shared, args) for _ in range(args.num_predictors)]
             for _ in range(args.num_trainers):
-                futures.append(pool.submit(learn, piece_pipes, agent, optimizer, shared, reports, args))
+                futures.append(pool.submit(learn, segment_pipes, agent, optimizer, shared, reports, args))
             for future in futures:
                 future.add_done_callback(lambda future: reports.put(future.exception()))  # None: it has finished
         start_time = time.perf_counter()
@@ -325,10 +326,10 @@ def train(args):
             report = next_report(reports, workers)
             global_step = report.global_step
             policy_lags.extend(report.policy_lags)
-            for piece in report.pieces:
-                if piece.statistics:
-                    history.append((global_step, float(piece.statistics["r"])))
-                    lengths.append(piece.statistics["l"])
+            for segment in report.segments:
+                if segment.statistics:
+                    history.append((global_step, float(segment.statistics["r"])))
+                    lengths.append(segment.statistics["l"])
             if global_step >= min(next_log, args.total_timesteps):
                 next_log += args.log_interval
                 seconds = time.perf_counter() - start_time
@@ -360,19 +361,19 @@ def next_report(reports, workers):
 
 
 def start_worker(workers, context, rank, *worker_args):
-    """Start an agent's process and add it to workers, a dict {(pipe of requests, pipe of pieces): process}."""
+    """Start an agent's process and add it to workers, a dict {(pipe of requests, pipe of segments): process}."""
     request_pipe, agent_request_pipe = context.Pipe()  # pipes per agent: a killed one holds no lock that others need
-    piece_pipe, agent_piece_pipe = context.Pipe(duplex=False)
-    pipes = agent_request_pipe, agent_piece_pipe
+    segment_pipe, agent_segment_pipe = context.Pipe(duplex=False)
+    pipes = agent_request_pipe, agent_segment_pipe
     process = context.Process(target=run_worker, args=(*pipes, rank, *worker_args), name=f"agent {rank}", daemon=True)
     can_mask_signals = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_mask_signals:  # the agent inherits the mask: Ctrl-C is for the parent alone
         resource_tracker.ensure_running()  # started later, with the first agent, it would undo the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
-    workers[request_pipe, piece_pipe] = process
+    workers[request_pipe, segment_pipe] = process
     agent_request_pipe.close()  # now only the agent keeps these ends open, so its death closes the pipes
-    agent_piece_pipe.close()
+    agent_segment_pipe.close()
     if can_mask_signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
@@ -426,13 +427,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -450,8 +451,12 @@ def make_env(args, **options):
         gym.register_envs(ale_py)
         defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
     env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
-    if not isinstance(env.action_space, Discrete) or env.action_space.start != 0:
-        raise RunError(f"--env-id {args.env_id}: needs Discrete actions counted from 0; it has {env.action_space}")
+    discrete = isinstance(env.action_space, Discrete) and env.action_space.start == 0
+    if not discrete or not env.observation_space.is_np_flattenable:  # unlike Sequence and Graph
+        raise RunError(
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 and observations of a fixed size; "
+            f"it has {env.action_space} and {type(env.observation_space).__name__}"
+        )
     if is_atari(args):
         env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
         env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
@@ -575,7 +580,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

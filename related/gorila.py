@@ -65,7 +65,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
@@ -75,21 +75,21 @@ def parse_args(argv=None):
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
     add("--max-gradient-delay", type=number(int, 0), default=20, help="drop gradients more than this many updates late")
-    add("--outlier-stds", type=number(float, 0), default=6.0, help="drop gradients of losses this far above the mean")
+    add("--outlier-stds", type=number(float, 0), default=6.0, help="drop gradients of losses this many σ above average")
     add("--gamma", type=number(float, 0, 1), default=0.99, help="discount γ")
     add("--buffer-size", type=number(int, 1), default=100_000, help="transitions per bundle; 7 KB each for Atari")
     add("--batch-size", type=number(int, 1), default=128, help="transitions per gradient")
     add("--learning-starts", type=number(int, 0), default=1_000, help="a bundle's steps before its first gradient")
     add("--train-interval", type=number(int, 1), default=4, help="a bundle's steps between gradients")
     add("--target-update-interval", type=number(int, 1), default=60, help="updates of the server between copies to Q⁻")
-    add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="initial ε, the share of random actions")
+    add("--epsilon-start", type=number(float, 0, 1), default=1.0, help="initial ε, the probability of a random action")
     add("--epsilon-end", type=number(float, 0, 1), default=0.05, help="final ε")
     add("--epsilon-steps", type=number(int, 1), default=10_000, help="environment steps over which ε decays linearly")
-    add("--double", action="store_true", help="double DQN: choose a' by Q, value it by Q⁻")
+    add("--double", action="store_true", help="double DQN: select a' by Q, evaluate it by Q⁻")
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
-    add("--loss", default="squared", choices=["squared", "huber"], help="huber clips the TD error's gradient to ±1")
+    add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the TD error to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
@@ -598,13 +598,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -620,10 +620,11 @@ def make_envs(args, num_envs, **options):
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
-    if not discrete or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
+    fixed_size = obs_space.is_np_flattenable  # unlike Sequence and Graph
+    if not discrete or not fixed_size or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 and AutoresetMode.NEXT_STEP; "
-            f"it has {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, observations of a fixed size and "
+            f"AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
         )
     if not (is_atari(args) or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
         envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
@@ -760,7 +761,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

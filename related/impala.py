@@ -15,7 +15,7 @@ Actors   Each worker process is an actor: it copies the newest weights, plays nu
          learner uses it, π has had charts/policy_lag updates since the copy. An actor sends its next unroll once the
          learner has received the one before; otherwise the processes run freely, so a seed does not reproduce a run.
 Departs  Adam without momentum, which is RMSProp with a bias correction; losses are means over the batch; truncated
-         episodes bootstrap from their last observation; orthogonal initial weights; no LSTM. Flat observations:
+         episodes bootstrap from their last observation; orthogonal initialization; no LSTM. Flat observations:
          separate networks for π and V; observations are normalized by their running mean and variance, rewards divided
          by the root mean square of the running returns; both are limited to ±10. Atari: no sticky actions, no FIRE at
          reset, up to 30 no-ops; the mean image is subtracted; as in the paper a lost life is terminal and rewards are
@@ -55,7 +55,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
@@ -139,11 +139,11 @@ class ActorCritic(nn.Module):
             layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU(), nn.Flatten()]
             layers += [init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
             self.body = nn.Sequential(*layers)
-            self.actor = init(nn.Linear(256, num_actions), 0.01)  # a small gain: the first policy is close to uniform
+            self.actor = init(nn.Linear(256, num_actions), 0.01)  # a small gain: the initial policy is close to uniform
             self.critic = init(nn.Linear(256, 1), 1.0)
         else:
             self.body = nn.Identity()
-            self.actor = mlp(obs_space.shape[0], num_actions, gain=0.01)  # the first policy is close to uniform
+            self.actor = mlp(obs_space.shape[0], num_actions, gain=0.01)  # the initial policy is close to uniform
             self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.obs_statistics = RunningStatistics(obs_space.shape[-2:])  # of frames: a mean image, (84, 84)
         self.return_statistics = RunningStatistics(())  # of running returns, r_t + γ r_t-1 + γ² r_t-2 + ...
@@ -165,13 +165,13 @@ class ActorCritic(nn.Module):
 
     def sample(self, logits):
         """Logits (num_envs, num_actions) -> actions drawn from π(·|s), (num_envs,)."""
-        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        # argmax(p / Exp(1)) is a sample from p. torch.multinomial raises on NaN, before `update` can report it plainly.
         probs = logits.softmax(-1)
         return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
+    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -493,13 +493,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -517,8 +517,12 @@ def make_env(args, **options):
         gym.register_envs(ale_py)
         defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
     env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
-    if not isinstance(env.action_space, Discrete) or env.action_space.start != 0:
-        raise RunError(f"--env-id {args.env_id}: needs Discrete actions counted from 0; it has {env.action_space}")
+    discrete = isinstance(env.action_space, Discrete) and env.action_space.start == 0
+    if not discrete or not env.observation_space.is_np_flattenable:  # unlike Sequence and Graph
+        raise RunError(
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 and observations of a fixed size; "
+            f"it has {env.action_space} and {type(env.observation_space).__name__}"
+        )
     if is_atari(args):
         env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
         env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
@@ -642,7 +646,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

@@ -43,7 +43,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # of an @FILE
+    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for your own environment")
     add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
@@ -56,7 +56,7 @@ def parse_args(argv=None):
     add("--gae-lambda", type=number(float, 0, 1), default=1.0, help="λ: 1 is the n-step advantage, 0 the TD error")
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.01, help="weight of the entropy bonus, the temperature α of Q̃")
-    add("--eta", type=number(float, 0, 1), default=0.5, help="η, the weight of Q-learning against the actor-critic")
+    add("--eta", type=number(float, 0, 1), default=0.5, help="η, the weight of Q-learning; the actor-critic's is 1 - η")
     add("--buffer-size", type=number(int, 1), default=100_000, help="transitions in the replay buffer")
     add("--batch-size", type=number(int, 1), default=256, help="replayed transitions per update")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
@@ -115,7 +115,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, obs_space, num_actions):
         super().__init__()
-        self.actor = mlp(obs_space.shape[0], num_actions, gain=0.01)  # the first policy is close to uniform
+        self.actor = mlp(obs_space.shape[0], num_actions, gain=0.01)  # the initial policy is close to uniform
         self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.obs_statistics = RunningStatistics(obs_space.shape)
         self.return_statistics = RunningStatistics(())  # of running returns, r_t + γ r_t-1 + γ² r_t-2 + ...
@@ -131,13 +131,13 @@ class ActorCritic(nn.Module):
 
     def sample(self, logits):
         """Logits (num_envs, num_actions) -> actions drawn from π(·|s), (num_envs,)."""
-        # argmax p / Exp(1) is a draw from p. torch.multinomial raises on NaN, before `update` can report it plainly.
+        # argmax(p / Exp(1)) is a sample from p. torch.multinomial raises on NaN, before `update` can report it plainly.
         probs = logits.softmax(-1)
         return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer, whose initial weights have this gain."""
+    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -337,13 +337,13 @@ def evaluate(agent, args, num_episodes, video_folder=None):
         if not playing.any():
             break
     else:
-        print(f"evaluation  {playing.sum()} of {num_episodes} episodes cut after 100,000 steps", flush=True)
+        print(f"evaluation  {playing.sum()} of {num_episodes} episodes unfinished after 100,000 steps", flush=True)
     envs.close()
     return returns.tolist()
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros do not count: (1, 0) is (1,)."""
+    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -354,10 +354,11 @@ def make_envs(args, num_envs, **options):
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
-    if not discrete or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
+    fixed_size = obs_space.is_np_flattenable  # unlike Sequence and Graph
+    if not discrete or not fixed_size or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 and AutoresetMode.NEXT_STEP; "
-            f"it has {action_space} and {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, observations of a fixed size and "
+            f"AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
         )
     if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
         envs = gym.wrappers.vector.FlattenObservation(envs)
@@ -469,7 +470,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # a terminal without γ prints ?
+    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
     try:
         train(parse_args())
     except KeyboardInterrupt:

@@ -275,6 +275,25 @@ class Percent(Cue):
         return 1 - abs(action[0] - 75) / 25
 
 
+class Bounds(Cue):
+    """The reward is the share of the action's components strictly inside their bounds; none may be outside."""
+
+    action_space = Box(np.float32([0.1, 50, -np.inf]), np.float32([0.7, np.inf, -3]))
+
+    def judge(self, action):
+        assert self.action_space.contains(action)
+        return np.mean((self.action_space.low < action) & (action < self.action_space.high))
+
+
+class Growing(Cue):
+    """Observations without a fixed size."""
+
+    observation_space = gym.spaces.Sequence(Box(-1, 1, (1,), np.float32))
+
+    def show(self):
+        return (self.state.copy(),)
+
+
 class Endless(Cue):
     """Only action 1 ends an episode, and it costs 1."""
 
@@ -436,6 +455,8 @@ for probe in (
     OneInfoTable,
     OwnStatistics,
     Percent,
+    Bounds,
+    Growing,
     WrongShape,
     Square,
     Mixed,

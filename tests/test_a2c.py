@@ -362,12 +362,15 @@ def test_bounded_actions_are_rescaled_then_clipped(recorded, monkeypatch, env_id
     np.testing.assert_allclose(np.stack(taken), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_half_bounded_actions_are_clipped(recorded):
-    """A Box with one infinite bound cannot be rescaled."""
-    space = Box(np.float32(0), np.inf, (1,), np.float32)
-    gym.register("HalfBounded-v0", type("HalfBounded", (probes.Target,), {"action_space": space}))
-    calls, _ = recorded("--env-id", "HalfBounded-v0")  # Target asserts that its actions are inside the Box
-    assert min(call["actions"].min() for call in calls) < 0
+@pytest.mark.parametrize(("low", "high", "shift"), [(50, np.inf, 51), (-np.inf, 50, 49), (-np.inf, np.inf, 0)])
+def test_actions_with_a_bound_missing_are_shifted_then_clipped(recorded, monkeypatch, low, high, shift):
+    """-1 becomes the lower bound, or 1 the upper one."""
+    taken = []
+    monkeypatch.setattr(probes.Target, "action_space", Box(low, high, (1,), np.float32))
+    monkeypatch.setattr(probes.Target, "play", lambda env, action: taken.append(action) or (0.0, 0.0, True))
+    calls, _ = recorded("--env-id", "Target-v0", "--num-envs", "4")
+    drawn = np.concatenate([call["actions"][call["is_transition"]] for call in calls])
+    np.testing.assert_allclose(np.stack(taken), np.clip(drawn + shift, low, high), rtol=1e-5)
 
 
 def test_a_resumed_run_continues(recorded, monkeypatch, tmp_path):
@@ -422,7 +425,8 @@ def test_evaluation_is_greedy_and_seeded(monkeypatch, capsys):
     monkeypatch.setattr(a2c, "range", lambda limit: range(cut * (limit == 100_000)), raising=False)
     assert a2c.evaluate(agent, args, 5) == [min(total, cut) for total in expected]
     assert (
-        f"evaluation  {sum(np.array(expected) > cut)} of 5 episodes cut after 100,000 steps" in capsys.readouterr().out
+        f"evaluation  {sum(np.array(expected) > cut)} of 5 episodes unfinished after 100,000 steps"
+        in capsys.readouterr().out
     )
 
 

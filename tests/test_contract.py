@@ -300,6 +300,7 @@ def test_errors_that_the_user_can_fix_end_with_one_line(name, tmp_path, monkeypa
         ("--env-id", "ALE/Pongg-v5"): "ALE",
         ("--env-id", "probes:MultiDiscreteAction-v0"): "--env-id probes:MultiDiscreteAction-v0: needs .*; it has ",
         ("--env-id", "probes:IntegerAction-v0"): "--env-id probes:IntegerAction-v0: needs .*; it has ",
+        ("--env-id", "probes:Growing-v0"): "--env-id probes:Growing-v0: needs .*; it has .*Sequence",
         ("--resume", "nothing.pt"): "--resume nothing.pt: .*No such file",
         ("--resume", ""): "--resume : .*No such file",  # a shell command found no checkpoint
         ("--wandb-mode", "online"): "API key|api_key",
@@ -368,7 +369,7 @@ def test_an_endless_evaluation_is_cut_and_says_so(name, short_run, capsys, monke
     monkeypatch.setattr(gym.wrappers.vector, "RecordVideo", record)
     args = SimpleNamespace(**vars(run.args) | {"env_id": f"Forever{name}-v0"})
     assert module.evaluate(run.agent, args, 2) == [30.0, 30.0]
-    assert capsys.readouterr().out == "evaluation  2 of 2 episodes cut after 100,000 steps\n"
+    assert capsys.readouterr().out == "evaluation  2 of 2 episodes unfinished after 100,000 steps\n"
     assert module.evaluate(run.agent, args, 1, video_folder=Path("video")) == [30.0]
     assert recorders[0]["video_length"] == 1_000
 
@@ -612,6 +613,8 @@ def test_bounded_actions_cover_their_range(name):
         pytest.skip("discrete actions only")
     module, args = quick(name, "--env-id", "probes:Percent-v0", "--learning-rate", "0")
     assert np.mean([value for _, value in module.train(args)[1]]) > 5
+    module, args = quick(name, "--env-id", "probes:Bounds-v0", "--learning-rate", "0")
+    assert np.mean([value for _, value in module.train(args)[1]]) > 12  # of 20
 
 
 @pytest.mark.parametrize("env_id", ["FrozenLake-v1", "probes:Square-v0", "probes:Mixed-v0"])

@@ -109,25 +109,25 @@ def test_the_logarithm_of_a_probability_that_underflows_is_finite():
     assert loss.item() == pytest.approx(-math.log(1e-6)) and logits.grad.abs().max() < 1e-6
 
 
-def piece(observations, actions, rewards, terminated, versions=(), statistics=None):
+def segment(observations, actions, rewards, terminated, versions=(), statistics=None):
     observations = np.array(observations, np.float32)
-    return ga3c.Piece(observations, np.array(actions), list(rewards), terminated, list(versions), statistics)
+    return ga3c.Segment(observations, np.array(actions), list(rewards), terminated, list(versions), statistics)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.5, 1e6])
-def test_an_update_is_one_step_on_the_sum_over_pieces(max_grad_norm):
-    """Pieces of different lengths equal the sum of each written out by hand; a NaN changes no weight."""
+def test_an_update_is_one_step_on_the_sum_over_segments(max_grad_norm):
+    """Segments of different lengths equal the sum of each written out by hand; a NaN changes no weight."""
     torch.manual_seed(0)
     agent = ga3c.ActorCritic(Box(-1, 1, (2,)), 3)
     optimizer = torch.optim.SGD(agent.parameters(), lr=0.1)
     args = quick(f"--gamma 0.9 --vf-coef 0.4 --ent-coef 0.02 --max-grad-norm {max_grad_norm} --log-epsilon 0.001")
     rng = np.random.default_rng(0)
-    pieces = [
-        piece(rng.normal(size=(n + 1, 2)), rng.integers(3, size=n), rng.normal(size=n) * 3, end)
+    segments = [
+        segment(rng.normal(size=(n + 1, 2)), rng.integers(3, size=n), rng.normal(size=n) * 3, end)
         for n, end in ((4, False), (1, True), (3, True), (2, False))
     ]
     total = 0
-    for part in pieces:
+    for part in segments:
         logits, values = agent(torch.as_tensor(part.observations))
         target, returns = 0.0 if part.terminated else values[-1].item(), []
         for reward in reversed(part.rewards):
@@ -141,13 +141,13 @@ def test_an_update_is_one_step_on_the_sum_over_pieces(max_grad_norm):
     assert norm > 0.5
     for p in agent.parameters():
         p.grad = torch.full_like(p, 100)  # left over from the previous update
-    metrics = ga3c.update(agent, optimizer, pieces, args)
+    metrics = ga3c.update(agent, optimizer, segments, args)
     assert metrics["losses/grad_norm"].item() == pytest.approx(norm, rel=1e-4)
     for p, old, g in zip(agent.parameters(), before, gradients, strict=True):
         torch.testing.assert_close(p, old - 0.1 * g * min(1, max_grad_norm / norm), rtol=1e-4, atol=1e-6)
     before = [p.detach().clone() for p in agent.parameters()]
     with pytest.raises(ga3c.RunError, match=r"the gradient is not finite: .*CartPole-v1"):
-        ga3c.update(agent, optimizer, [piece([[0, 0], [0, 0]], [0], [math.nan], True)], args)
+        ga3c.update(agent, optimizer, [segment([[0, 0], [0, 0]], [0], [math.nan], True)], args)
     assert all(torch.equal(p, old) for p, old in zip(agent.parameters(), before, strict=True))
 
 
@@ -164,12 +164,12 @@ def test_the_network_for_atari():
 # What is sent through the pipes
 
 
-def test_pieces_are_what_happened_in_order():
+def test_segments_are_what_happened_in_order():
     """Up to num_steps steps of one episode, the version of each action, how the episode ends, its return and length."""
     requests = Pipes(lambda obs: (int(obs[1]) % 2 + 1, 100 * int(obs[0]) + int(obs[1])))
-    pieces = Pipes(limit=8)
+    segments = Pipes(limit=8)
     with pytest.raises(BrokenPipeError):
-        ga3c.play(requests, pieces, 0, quick("--env-id Clock-v0 --num-steps 2"), 0)
+        ga3c.play(requests, segments, 0, quick("--env-id Clock-v0 --num-steps 2"), 0)
     expected = []
     for episode, length in enumerate([3, 4, 3, 4]):
         total = 0
@@ -184,7 +184,7 @@ def test_pieces_are_what_happened_in_order():
             statistics = (total, length) if over else None
             expected.append((observations, actions, rewards, over and episode % 2 == 0, versions, statistics))
     sent = []
-    for part in itertools.starmap(ga3c.Piece, pieces.sent):
+    for part in itertools.starmap(ga3c.Segment, segments.sent):
         assert part.actions.dtype == np.int64
         statistics = part.statistics and (part.statistics["r"], part.statistics["l"])
         sent.append((part.observations.tolist(), part.actions.tolist(), *part[2:5], statistics))
@@ -196,10 +196,10 @@ def test_pieces_are_what_happened_in_order():
 def test_atari_s_rewards_are_clipped_for_learning_and_reported_raw(monkeypatch):
     make_env = ga3c.make_env
     monkeypatch.setattr(ga3c, "make_env", lambda args: make_env(quick("--env-id Clock-v0")))
-    pieces = Pipes(limit=1)
+    segments = Pipes(limit=1)
     with pytest.raises(BrokenPipeError):
-        ga3c.play(Pipes(lambda obs: (0, 0)), pieces, 0, quick("--env-id ALE/Clock-v0 --num-steps 9"), 0)
-    part = ga3c.Piece(*pieces.sent[0])
+        ga3c.play(Pipes(lambda obs: (0, 0)), segments, 0, quick("--env-id ALE/Clock-v0 --num-steps 9"), 0)
+    part = ga3c.Segment(*segments.sent[0])
     assert part.rewards == [1.0, 1.0, 1.0] and part.statistics["r"] == 10 + 20 + 30
 
 
@@ -250,30 +250,30 @@ def start(function, *args):
     return thread
 
 
-def test_trainers_learn_from_all_pending_pieces(monkeypatch):
-    """At least min_batch_size pieces per update; policy lags, step size, and an end after total_timesteps."""
+def test_trainers_learn_from_all_pending_segments(monkeypatch):
+    """At least min_batch_size segments per update; policy lags, step size, and an end after total_timesteps."""
     calls, args = [], quick("--min-batch-size 3 --total-timesteps 20 --learning-rate 0.1")
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     optimizer, reports = torch.optim.SGD(parameters, 1), Pipes()
     reports.put = reports.send
 
-    def update(agent, optimizer, pieces, args):
-        calls.append((pieces, optimizer.param_groups[0]["lr"]))
+    def update(agent, optimizer, segments, args):
+        calls.append((segments, optimizer.param_groups[0]["lr"]))
         return {}
 
     monkeypatch.setattr(ga3c, "update", update)
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
-    for i in range(6):  # pieces of 2 steps
+    for i in range(6):  # segments of 2 steps
         for _, sender in pipes:
-            sender.send(tuple(piece([[0], [0], [0]], [0, 1], [1, 1], False, [0, min(i, 1)])))
+            sender.send(tuple(segment([[0], [0], [0]], [0, 1], [1, 1], False, [0, min(i, 1)])))
     for _, sender in pipes:
         sender.close()
     shared = SimpleNamespace(global_step=4, num_updates=1, lock=threading.Lock(), trainer_lock=threading.Lock())
     ga3c.learn([receiver for receiver, _ in pipes], None, optimizer, shared, reports, args)
-    assert [len(pieces) for pieces, _ in calls] == [4, 4] and (shared.global_step, shared.num_updates) == (20, 3)
+    assert [len(segments) for segments, _ in calls] == [4, 4] and (shared.global_step, shared.num_updates) == (20, 3)
     assert [lr for _, lr in calls] == pytest.approx([0.1 * 16 / 20, 0.1 * 8 / 20])
     assert [report.global_step for report in reports.sent] == [12, 20]
-    assert [report.pieces for report in reports.sent] == [pieces for pieces, _ in calls]
+    assert [report.segments for report in reports.sent] == [segments for segments, _ in calls]
     assert [report.policy_lags.tolist() for report in reports.sent] == [[1, 1, 1, 1, 1, 0, 1, 0], [2, 1] * 4]
     assert [report.metrics for report in reports.sent] == [{"charts/learning_rate": lr} for _, lr in calls]
 
@@ -351,14 +351,14 @@ def run(*flags):
 
 
 def test_no_lag_where_the_agent_waits_for_the_trainer():
-    """One agent, predictor and trainer; the agent continues only when the trainer has learned from its last piece."""
+    """One agent, predictor and trainer; the agent continues only when the trainer has learned from its last segment."""
     args = quick("--env-id CartPole-v1 --num-steps 3 --total-timesteps 300")
     env = ga3c.make_env(args)
     agent = ga3c.ActorCritic(env.observation_space, 2)
     optimizer, lags, sent = torch.optim.RMSprop(agent.parameters()), [], []
     shared = SimpleNamespace(global_step=0, num_updates=0, num_predictions=0)
     shared.lock, shared.predictor_lock, shared.trainer_lock = (threading.Lock() for _ in range(3))
-    (requests, asker), (pieces, sender) = multiprocessing.Pipe(), multiprocessing.Pipe(duplex=False)
+    (requests, asker), (segments, sender) = multiprocessing.Pipe(), multiprocessing.Pipe(duplex=False)
 
     def send(message):
         sender.send(message)
@@ -369,7 +369,7 @@ def test_no_lag_where_the_agent_waits_for_the_trainer():
             raise BrokenPipeError
 
     reports = SimpleNamespace(put=lambda report: lags.extend(report.policy_lags))
-    trainer = start(ga3c.learn, [pieces], agent, optimizer, shared, reports, args)
+    trainer = start(ga3c.learn, [segments], agent, optimizer, shared, reports, args)
     predictor = start(ga3c.predict, [requests], agent, shared, args)
     with pytest.raises(BrokenPipeError):
         ga3c.play(asker, SimpleNamespace(send=send), 0, args, 0)
@@ -425,10 +425,10 @@ def test_probes_of_actions(env_id, forkserver):
 
 
 def test_observations_that_are_overwritten_in_place_are_copied():
-    pieces = Pipes(limit=1)
+    segments = Pipes(limit=1)
     with pytest.raises(BrokenPipeError):
-        ga3c.play(Pipes(lambda obs: (0, 0)), pieces, 0, quick("--env-id InPlace-v0"), 0)
-    assert len(np.unique(ga3c.Piece(*pieces.sent[0]).observations)) == 2
+        ga3c.play(Pipes(lambda obs: (0, 0)), segments, 0, quick("--env-id InPlace-v0"), 0)
+    assert len(np.unique(ga3c.Segment(*segments.sent[0]).observations)) == 2
 
 
 @pytest.mark.parametrize(("env_id", "size"), [("ByDict-v0", 1), ("Square-v0", 25), ("Mixed-v0", 13)])
@@ -441,7 +441,7 @@ def test_observations_are_flat_float32(env_id, size):
 
 
 def test_environments_that_are_not_supported(tmp_path):
-    with pytest.raises(ga3c.RunError, match=r"--env-id Target-v0: needs Discrete actions counted from 0; it has Box"):
+    with pytest.raises(ga3c.RunError, match=r"--env-id Target-v0: needs Discrete actions .*; it has Box"):
         ga3c.train(quick("--env-id Target-v0"))
     with pytest.raises(ga3c.RunError, match=r"--env-id WrongShape-v0: observation of shape \(1, 1\), declared \(1,\)"):
         ga3c.train(quick("--env-id WrongShape-v0"))
@@ -482,10 +482,10 @@ def kill_one(*_):
 def test_faults_end_all_agents(env_id, strike, error, message, tmp_path, monkeypatch, forkserver):
     """Within seconds, even if an agent hangs and ignores SIGTERM; with a checkpoint."""
     monkeypatch.setattr(ga3c, "log_progress", strike)
-    before = threading.active_count()
     with pytest.raises(error, match=message):
         ga3c.train(quick(f"--env-id {env_id} --num-agents 2 --total-timesteps 9999999 --log-interval 80"))
-    assert multiprocessing.active_children() == [] and threading.active_count() == before
+    threads = [thread.name for thread in threading.enumerate() if not thread.name.startswith("wandb")]  # W&B's stays
+    assert multiprocessing.active_children() == [] and threads == ["MainThread"]
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] >= 80

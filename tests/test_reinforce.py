@@ -504,7 +504,7 @@ def test_evaluation_stops_without_a_time_limit_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(reinforce, "range", lambda count: range(count // 1000), raising=False)
     agent = reinforce.ActorCritic(probes.Probe.observation_space, probes.Probe.action_space)
     assert reinforce.evaluate(agent, quick("--env-id", "NoLimit-v0"), 2) == [100.0, 100.0]
-    assert capsys.readouterr().out == "evaluation  2 of 2 episodes cut after 100,000 steps\n"
+    assert capsys.readouterr().out == "evaluation  2 of 2 episodes unfinished after 100,000 steps\n"
 
 
 @pytest.mark.parametrize("name", "MultiDiscreteAction IntegerAction MatrixAction FromOne SameStep".split())

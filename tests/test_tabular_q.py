@@ -362,7 +362,7 @@ def test_evaluation_stops_where_the_time_limit_is_long_and_says_so(monkeypatch, 
     monkeypatch.setattr(tabular_q, "range", lambda *count: range(*count[:-1], count[-1] // 1000), raising=False)
     returns = tabular_q.evaluate(np.zeros((1, 2)), quick("--env-id PatientTable-v0"), 2)
     assert returns == [100.0, 100.0]
-    assert capsys.readouterr().out == "evaluation  2 of 2 episodes cut after 100,000 steps\n"
+    assert capsys.readouterr().out == "evaluation  2 of 2 episodes unfinished after 100,000 steps\n"
 
 
 def test_without_annealing_the_step_size_is_constant(monkeypatch):
