@@ -24,7 +24,6 @@ Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -124,7 +123,6 @@ class ActorCritic(nn.Module):
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
         self.image = len(obs_space.shape) == 3
-        self.lstm = None
         if self.image or lstm:
             if self.image:
                 layers = [init(nn.Conv2d(4, 16, 8, stride=4), 2**0.5), nn.ReLU()]
@@ -133,12 +131,11 @@ class ActorCritic(nn.Module):
             else:
                 layers = [init(nn.Linear(obs_space.shape[0], 256), 2**0.5), nn.Tanh()]
             self.body = nn.Sequential(*layers)
-            if lstm:
-                self.lstm = nn.LSTM(256, 256)
+            self.lstm = nn.LSTM(256, 256) if lstm else None
             self.actor = init(nn.Linear(256, num_outputs), 0.01)  # a small gain: the initial policy is close to uniform
             self.critic = init(nn.Linear(256, 1), 1.0)
         else:
-            self.body = nn.Identity()
+            self.body, self.lstm = nn.Identity(), None
             self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the initial policy is close to uniform
             self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(num_outputs))  # state-independent
@@ -365,10 +362,8 @@ def train(args):
     if not agent.image:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     optimizer = SharedRMSprop(agent, args.rmsprop_decay, args.rmsprop_eps)
-    start_step, run_id = 0, None
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
-        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
+    start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
     shared = SimpleNamespace(
         global_step=context.Value("q", start_step, lock=False),
@@ -482,9 +477,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
     envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
-            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
-        )
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -558,7 +551,7 @@ def make_env(args, **options):
 def start_run(args, run_id):
     """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{new_id}".replace("/", "-").replace(":", "-")
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("WANDB_MODE"):
@@ -577,14 +570,13 @@ def start_run(args, run_id):
     return run, folder
 
 
-@contextlib.contextmanager
 def finishing(run, workers, save):
     """However the block ends, even by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
-    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
-        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
-        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
-        stack.callback(end_workers, workers)
-        yield
+    stack = contextlib.ExitStack()  # the last entry runs first, and each runs even if another one fails
+    stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+    stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+    stack.callback(end_workers, workers)
+    return stack
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -615,9 +607,8 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
+    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
+        torch.save(checkpoint, file)
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 

@@ -26,7 +26,6 @@ Result   CartPole-v1, first command: greedy return 500.0 ± 0.0 (10 seeds)
 import argparse
 import contextlib
 import copy
-import io
 import itertools
 import json
 import math
@@ -36,6 +35,7 @@ import secrets
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -274,10 +274,8 @@ def train(args):
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
     modules = {"agent": q_network, "target_network": target_network, "optimizer": optimizer}
-    start_step, run_id = 0, None
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume, **modules)
-        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    checkpoint = load_checkpoint(args.resume, **modules) if args.resume else {}
+    start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     rng = np.random.default_rng(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
 
     dtype = np.uint8 if has_frames else np.float32
@@ -315,12 +313,11 @@ def train(args):
             done = terminated | truncated
             global_step += args.num_envs
             history += [(global_step, float(infos["statistics"]["r"][i])) for i in np.flatnonzero(done)]
-            lost_life = infos.get("lives", 0) < lives
-            lives = infos.get("lives", 0)
-            if args.terminal_on_life_loss:
-                terminated = terminated | lost_life  # for the value alone: the episode continues
             if is_atari(args):
                 reward = np.sign(reward)
+            if is_atari(args) and args.terminal_on_life_loss:
+                terminated = terminated | (infos.get("lives", 0) < lives)  # for the value: the episode continues
+                lives = infos.get("lives", 0)
             buffer.add(action, reward, terminated, done, obs)
 
             # 2. Learn from the replay buffer, every train_interval steps.
@@ -352,9 +349,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
-            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
-        )
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -419,13 +414,9 @@ def make_atari(args, num_envs, **options):
         return gym.make_vec(
             args.env_id, num_envs, reward_clipping=False, use_fire_reset=False, num_threads=threads, **options
         )
+    stack_frames = partial(gym.wrappers.FrameStackObservation, stack_size=4, padding_type="zero")
     wrappers = [gym.wrappers.AtariPreprocessing, stack_frames]
     return gym.make_vec(args.env_id, num_envs, "sync", wrappers=wrappers, frameskip=1, **options)
-
-
-def stack_frames(env):
-    """Stack the last four frames; those from before the episode are zeros."""
-    return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
 def observe_rendering(env):
@@ -433,13 +424,14 @@ def observe_rendering(env):
     env = gym.wrappers.ResizeObservation(gym.wrappers.AddRenderObservation(env), (84, 84))
     env = gym.wrappers.GrayscaleObservation(env)
     # Inverted, so that the background is 0 like the padding before an episode.
-    return stack_frames(gym.wrappers.TransformObservation(env, lambda obs: 255 - obs, env.observation_space))
+    env = gym.wrappers.TransformObservation(env, lambda obs: 255 - obs, env.observation_space)
+    return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
 def start_run(args, run_id):
     """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{new_id}".replace("/", "-").replace(":", "-")
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("WANDB_MODE"):
@@ -458,14 +450,13 @@ def start_run(args, run_id):
     return run, folder
 
 
-@contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, even by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
-        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
-        stack.callback(envs.close)
-        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
-        yield
+    stack = contextlib.ExitStack()  # the last entry runs first, and each runs even if another one fails
+    stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+    stack.callback(envs.close)
+    stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+    return stack
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -496,9 +487,8 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
+    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
+        torch.save(checkpoint, file)
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 

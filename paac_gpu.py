@@ -24,7 +24,6 @@ Result   greedy return; CartPole-v1: 500.0 ± 0.0 (10 seeds); ALE/Pong-v5, 5M st
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -128,21 +127,19 @@ class ActorCritic(nn.Module):
         self.discrete = isinstance(action_space, Discrete)
         num_outputs = int(action_space.n) if self.discrete else action_space.shape[0]
         self.image = len(obs_space.shape) == 3
-        if self.image and network == "nips":
-            layers = [init(nn.Conv2d(4, 16, 8, stride=4), 2**0.5), nn.ReLU()]
-            layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU()]
-            layers += [nn.Flatten(), init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
-            self.body = nn.Sequential(*layers)
-            self.actor = init(nn.Linear(256, num_outputs), 0.01)  # a small gain: the initial policy is close to uniform
-            self.critic = init(nn.Linear(256, 1), 1.0)
-        elif self.image:
-            layers = [init(nn.Conv2d(4, 32, 8, stride=4), 2**0.5), nn.ReLU()]
-            layers += [init(nn.Conv2d(32, 64, 4, stride=2), 2**0.5), nn.ReLU()]
-            layers += [init(nn.Conv2d(64, 64, 3), 2**0.5), nn.ReLU()]
-            layers += [nn.Flatten(), init(nn.Linear(64 * 7 * 7, 512), 2**0.5), nn.ReLU()]
-            self.body = nn.Sequential(*layers)
-            self.actor = init(nn.Linear(512, num_outputs), 0.01)
-            self.critic = init(nn.Linear(512, 1), 1.0)
+        if self.image:
+            if network == "nips":
+                layers = [init(nn.Conv2d(4, 16, 8, stride=4), 2**0.5), nn.ReLU()]
+                layers += [init(nn.Conv2d(16, 32, 4, stride=2), 2**0.5), nn.ReLU()]
+                layers += [nn.Flatten(), init(nn.Linear(32 * 9 * 9, 256), 2**0.5), nn.ReLU()]
+            else:
+                layers = [init(nn.Conv2d(4, 32, 8, stride=4), 2**0.5), nn.ReLU()]
+                layers += [init(nn.Conv2d(32, 64, 4, stride=2), 2**0.5), nn.ReLU()]
+                layers += [init(nn.Conv2d(64, 64, 3), 2**0.5), nn.ReLU()]
+                layers += [nn.Flatten(), init(nn.Linear(64 * 7 * 7, 512), 2**0.5), nn.ReLU()]
+            self.body, num_features = nn.Sequential(*layers), 256 if network == "nips" else 512
+            self.actor = init(nn.Linear(num_features, num_outputs), 0.01)  # the initial policy is close to uniform
+            self.critic = init(nn.Linear(num_features, 1), 1.0)
         else:
             self.actor = mlp(obs_space.shape[0], num_outputs, gain=0.01)  # the initial policy is close to uniform
             self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
@@ -270,11 +267,9 @@ def train(args):
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     betas = args.adam_beta1, 0.999
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=betas, eps=1e-5, fused=True)
-    start_step, run_id = 0, None
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
-        optimizer.param_groups[0]["betas"] = betas  # not those of the checkpoint
-        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
+    optimizer.param_groups[0]["betas"] = betas  # not those of the checkpoint
+    start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     torch.manual_seed(derive_seed(args.seed, 2, start_step, rank))  # every rank and every resumed run draws new noise
 
     # Rollouts are NumPy arrays, like the environments' output, except for the observations: these are copied to the
@@ -323,10 +318,9 @@ def train(args):
                 running_return = rewards[t] + args.gamma * running_return * ~done  # done is still the previous step's
                 running_returns[t] = running_return
                 done = terminations[t] | truncated
-                lost_life = infos.get("lives", 0) < lives
-                lives = infos.get("lives", 0)
-                if args.terminal_on_life_loss:
-                    terminations[t] |= lost_life  # for the values alone: the episode continues
+                if is_atari(args) and args.terminal_on_life_loss:
+                    terminations[t] |= infos.get("lives", 0) < lives  # for the values: the episode continues
+                    lives = infos.get("lives", 0)
                 dones[t] = terminations[t] | truncated
                 global_step += args.num_envs * num_ranks
                 history += [(global_step, float(infos["statistics"]["r"][i])) for i in np.flatnonzero(done)]
@@ -384,9 +378,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
-            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
-        )
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -455,19 +447,15 @@ def make_atari(args, num_envs, **options):
         return gym.make_vec(
             args.env_id, num_envs, reward_clipping=False, use_fire_reset=False, num_threads=threads, **options
         )
+    stack_frames = partial(gym.wrappers.FrameStackObservation, stack_size=4, padding_type="zero")
     wrappers = [gym.wrappers.AtariPreprocessing, stack_frames]
     return gym.make_vec(args.env_id, num_envs, "sync", wrappers=wrappers, frameskip=1, **options)
-
-
-def stack_frames(env):
-    """Stack the last four frames; those from before the episode are zeros."""
-    return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
 def start_run(args, run_id):
     """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{new_id}".replace("/", "-").replace(":", "-")
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("WANDB_MODE"):
@@ -486,14 +474,13 @@ def start_run(args, run_id):
     return run, folder
 
 
-@contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, even by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
-        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
-        stack.callback(envs.close)
-        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
-        yield
+    stack = contextlib.ExitStack()  # the last entry runs first, and each runs even if another one fails
+    stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+    stack.callback(envs.close)
+    stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+    return stack
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -524,9 +511,8 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
+    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
+        torch.save(checkpoint, file)
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 

@@ -24,15 +24,12 @@ Result   CartPole-v1, first command: greedy return 500.0 ± 0.0 (10 seeds)
 
 import argparse
 import contextlib
-import io
 import json
 import os
-import re
 import secrets
 import signal
 import sys
 import time
-from collections import deque
 from functools import partial
 from pathlib import Path
 
@@ -240,13 +237,11 @@ def train(args):
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space).to(args.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, fused=True)
-    start_step, run_id = 0, None
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
-        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
+    start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     torch.manual_seed(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
 
-    history, lengths = [], deque(maxlen=100)
+    history, lengths = [], []
     global_step = start_step  # counts only steps that are learned from
     next_log = start_step + args.log_interval
     run, folder = start_run(args, run_id)
@@ -293,11 +288,10 @@ def train(args):
 
             # 3. Log and save.
             if global_step >= min(next_log, args.total_timesteps):
-                while next_log <= global_step:
-                    next_log += args.log_interval
+                next_log += args.log_interval
                 metrics["charts/SPS"] = (global_step - start_step) / (time.perf_counter() - start_time)
                 metrics["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
-                log_progress(run, args, global_step, history, lengths, metrics)
+                log_progress(run, args, global_step, history, lengths[-100:], metrics)
                 save()
 
         envs.close()
@@ -310,9 +304,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
-            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
-        )
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -363,7 +355,7 @@ def make_envs(args, num_envs, **options):
 def start_run(args, run_id):
     """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{new_id}".replace("/", "-").replace(":", "-")
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("WANDB_MODE"):
@@ -382,14 +374,13 @@ def start_run(args, run_id):
     return run, folder
 
 
-@contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, even by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
-        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
-        stack.callback(envs.close)
-        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
-        yield
+    stack = contextlib.ExitStack()  # the last entry runs first, and each runs even if another one fails
+    stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+    stack.callback(envs.close)
+    stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+    return stack
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -420,9 +411,8 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
+    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
+        torch.save(checkpoint, file)
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 

@@ -19,13 +19,10 @@ Result   Taxi-v4, first command: the greedy policy is optimal from all 300 start
 
 import argparse
 import contextlib
-import io
-import itertools
 import json
 import math
 import os
 import random
-import re
 import secrets
 import signal
 import sys
@@ -112,10 +109,9 @@ def greedy_policy(q):
     return best / best.sum(axis=1, keepdims=True)
 
 
-def flat_model(transitions):
-    """transitions[s][a], lists of (p, s', r, terminated) -> arrays s, a, p, s', r, terminated of those with p > 0."""
-    pairs = itertools.product(range(len(transitions)), range(len(transitions[0])))
-    rows = [(s, a, *row) for s, a in pairs for row in transitions[s][a]]
+def flat_model(model):
+    """model[s][a], lists of (p, s', r, terminated) -> arrays s, a, p, s', r, terminated of those with p > 0."""
+    rows = [(s, a, *row) for s in range(len(model)) for a in range(len(model[0])) for row in model[s][a]]
     s, a, p, next_s, r, terminated = np.array([row for row in rows if row[2] > 0], dtype=float).T
     return s.astype(int), a.astype(int), p, next_s.astype(int), r, terminated.astype(bool)
 
@@ -178,11 +174,9 @@ def train(args):
     if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     q = [[args.initial_q] * int(env.action_space.n) for _ in range(env.observation_space.n)]  # lists are faster
-    start_step, run_id = 0, None
-    if args.resume:
-        table = as_module(q)
-        checkpoint = load_checkpoint(args.resume, agent=table)
-        start_step, run_id, q = checkpoint["global_step"], checkpoint["run_id"], table.q.tolist()
+    table = as_module(q)
+    checkpoint = load_checkpoint(args.resume, agent=table) if args.resume else {}
+    start_step, run_id, q = checkpoint.get("global_step", 0), checkpoint.get("run_id"), table.q.tolist()
     rng = random.Random(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
     optimal_values = None
     if hasattr(env.unwrapped, "P") and hasattr(env.unwrapped, "initial_state_distrib"):
@@ -209,9 +203,8 @@ def train(args):
     with finishing(run, env, save):
         while global_step < args.total_timesteps and args.algorithm != "policy_iteration":
             epsilon = linear_schedule(args.epsilon_start, args.epsilon_end, args.epsilon_steps, global_step)
-            learning_rate = args.learning_rate
-            if args.anneal_lr:
-                learning_rate *= 1 - global_step / args.total_timesteps
+            remaining = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
+            learning_rate = args.learning_rate * remaining
 
             # 1. Take one step, and choose the next action.
             obs, reward, terminated, truncated, info = env.step(action)
@@ -281,9 +274,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
-            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
-        )
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
     state, _ = envs.reset(seed=derive_seed(args.seed, 1))
     policy = greedy_policy(agent)
     rng = np.random.default_rng(derive_seed(args.seed, 3))
@@ -336,7 +327,7 @@ def as_module(q):
 def start_run(args, run_id):
     """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{new_id}".replace("/", "-").replace(":", "-")
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("WANDB_MODE"):
@@ -355,14 +346,13 @@ def start_run(args, run_id):
     return run, folder
 
 
-@contextlib.contextmanager
 def finishing(run, envs, save):
     """However the block ends, even by Ctrl-C, SIGTERM or an error: save, close the environments, finish the W&B run."""
-    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
-        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
-        stack.callback(envs.close)
-        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
-        yield
+    stack = contextlib.ExitStack()  # the last entry runs first, and each runs even if another one fails
+    stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+    stack.callback(envs.close)
+    stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+    return stack
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -393,9 +383,8 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
+    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
+        torch.save(checkpoint, file)
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 

@@ -12,8 +12,8 @@ Update   L = Σ_t [-log(π(a_t|s_t) + ε_log) (R_t - V(s_t)) + vf_coef (R_t - V(
 Queues   Agents send observations; a predictor answers all pending ones as one batch. Agents also send segments of up to
          num_steps steps; a trainer learns from all pending ones, at least min_batch_size segments, as one batch.
 Lag      The weights that learn from an action are charts/policy_lag updates newer than those that chose it. By then
-         its π may be tiny: ε_log keeps log π finite where π underflows to 0, and removes the gradient of actions whose
-         π is far below ε_log.
+         its π may be tiny: ε_log keeps log π finite where π underflows to 0 (also in H), and removes the gradient of
+         actions whose π is far below ε_log.
 Departs  one lock keeps prediction and training from overlapping (in the paper they run concurrently); a trainer takes
          all pending segments (its code's default is one) and computes V of a segment's last state itself, with the
          newest weights; truncated episodes bootstrap, too; num_steps is 20 rather than 5; the gradient's norm is
@@ -28,7 +28,6 @@ Result   CartPole-v1: greedy return 500.0 ± 0.0 (6 seeds)
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import queue
@@ -283,11 +282,9 @@ def train(args):
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     agent = ActorCritic(env.observation_space, int(env.action_space.n)).to(args.device)
     optimizer = torch.optim.RMSprop(agent.parameters(), args.learning_rate, args.rmsprop_decay, args.rmsprop_eps)
-    start_step, run_id = 0, None
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
-        optimizer.param_groups[0] |= {"alpha": args.rmsprop_decay, "eps": args.rmsprop_eps}  # flags given now win
-        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
+    optimizer.param_groups[0] |= {"alpha": args.rmsprop_decay, "eps": args.rmsprop_eps}  # flags given now win
+    start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     torch.manual_seed(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
     shared = SimpleNamespace(  # by all threads
         global_step=start_step,
@@ -411,9 +408,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
     envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
-            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
-        )
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -478,7 +473,7 @@ def make_env(args, **options):
 def start_run(args, run_id):
     """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{new_id}".replace("/", "-").replace(":", "-")
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("WANDB_MODE"):
@@ -497,14 +492,13 @@ def start_run(args, run_id):
     return run, folder
 
 
-@contextlib.contextmanager
 def finishing(run, workers, save):
     """However the block ends, even by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
-    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
-        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
-        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
-        stack.callback(end_workers, workers)
-        yield
+    stack = contextlib.ExitStack()  # the last entry runs first, and each runs even if another one fails
+    stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+    stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+    stack.callback(end_workers, workers)
+    return stack
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -535,9 +529,8 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
+    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
+        torch.save(checkpoint, file)
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 

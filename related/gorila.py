@@ -31,7 +31,6 @@ Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 import argparse
 import contextlib
 import copy
-import io
 import itertools
 import json
 import math
@@ -44,6 +43,7 @@ import sys
 import threading
 import time
 from collections import deque
+from functools import partial
 from multiprocessing import AuthenticationError, resource_tracker
 from multiprocessing.connection import Client, Listener, answer_challenge, deliver_challenge, wait
 from pathlib import Path
@@ -330,12 +330,11 @@ def act_and_learn(exchange, bundle, args):
                 local_step += args.num_envs
                 for i in np.flatnonzero(done):
                     episodes.append([float(infos["statistics"]["r"][i]), int(infos["statistics"]["l"][i])])
-                lost_life = infos.get("lives", 0) < lives
-                lives = infos.get("lives", 0)
-                if args.terminal_on_life_loss:
-                    terminated = terminated | lost_life  # for the value alone: the episode continues
                 if is_atari(args):
                     reward = np.sign(reward)
+                if is_atari(args) and args.terminal_on_life_loss:
+                    terminated = terminated | (infos.get("lives", 0) < lives)  # for the value: the episode continues
+                    lives = infos.get("lives", 0)
                 buffer.add(action, reward, terminated, done, obs)
 
             # 3. Send the gradient at these weights, unless its loss is an outlier.
@@ -385,12 +384,9 @@ def train(args):
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling).to(args.device)
     weights = flatten_parameters(q_network)
     optimizer = torch.optim.Adam([weights], lr=args.learning_rate, fused=True)
-    global_step, run_id = 0, None
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume, agent=q_network, optimizer=optimizer)
-        global_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
-
-    start_step, start_time = global_step, None
+    checkpoint = load_checkpoint(args.resume, agent=q_network, optimizer=optimizer) if args.resume else {}
+    start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
+    global_step, start_time = start_step, None
     next_log = start_step + args.log_interval
     num_updates = 0
     history, lengths, metrics = [], [], {}
@@ -583,9 +579,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
-            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
-        )
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -647,19 +641,15 @@ def make_atari(args, num_envs, **options):
         return gym.make_vec(
             args.env_id, num_envs, reward_clipping=False, use_fire_reset=False, num_threads=threads, **options
         )
+    stack_frames = partial(gym.wrappers.FrameStackObservation, stack_size=4, padding_type="zero")
     wrappers = [gym.wrappers.AtariPreprocessing, stack_frames]
     return gym.make_vec(args.env_id, num_envs, "sync", wrappers=wrappers, frameskip=1, **options)
-
-
-def stack_frames(env):
-    """Stack the last four frames; those from before the episode are zeros."""
-    return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
 def start_run(args, run_id):
     """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{new_id}".replace("/", "-").replace(":", "-")
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("WANDB_MODE"):
@@ -678,14 +668,13 @@ def start_run(args, run_id):
     return run, folder
 
 
-@contextlib.contextmanager
 def finishing(run, workers, save):
     """However the block ends, even by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
-    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
-        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
-        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
-        stack.callback(end_workers, workers)
-        yield
+    stack = contextlib.ExitStack()  # the last entry runs first, and each runs even if another one fails
+    stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+    stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+    stack.callback(end_workers, workers)
+    return stack
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -716,9 +705,8 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
+    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
+        torch.save(checkpoint, file)
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 

@@ -26,7 +26,6 @@ Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -342,10 +341,8 @@ def train(args):
     agent.to(args.device, memory_format=torch.channels_last)  # convolutions are faster in this layout
     # No momentum (β1 = 0), as in the paper; without Adam's bias correction the first steps would be too large.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
-    start_step, run_id = 0, None
-    if args.resume:
-        checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer)
-        start_step, run_id = checkpoint["global_step"], checkpoint["run_id"]
+    checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
+    start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
     shared_agent = deepcopy(agent).cpu().share_memory()  # the weights that actors copy
     version = context.Value("q", 0, lock=False)  # number of updates that shared_agent has had
@@ -477,9 +474,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
     envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(  # video_length in frames, which are kept in memory
-            envs, str(video_folder), episode_trigger=lambda episode: episode == 0, video_length=1_000
-        )
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -544,7 +539,7 @@ def make_env(args, **options):
 def start_run(args, run_id):
     """Make the run folder and start W&B, or continue both from --resume -> (run, folder)."""
     new_id = secrets.token_hex(4)
-    name = f"{re.sub('[/:]', '-', args.env_id)}__{SCRIPT}__{args.seed}__{new_id}"
+    name = f"{args.env_id}__{SCRIPT}__{args.seed}__{new_id}".replace("/", "-").replace(":", "-")
     folder = Path(args.resume).resolve().parent if run_id else Path(args.run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("WANDB_MODE"):
@@ -563,14 +558,13 @@ def start_run(args, run_id):
     return run, folder
 
 
-@contextlib.contextmanager
 def finishing(run, workers, save):
     """However the block ends, even by Ctrl-C, SIGTERM or an error: end the workers, save, finish the W&B run."""
-    with contextlib.ExitStack() as stack:  # the last entry runs first, and each runs even if another one fails
-        stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
-        stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
-        stack.callback(end_workers, workers)
-        yield
+    stack = contextlib.ExitStack()  # the last entry runs first, and each runs even if another one fails
+    stack.push(lambda error, *_: run.finish(exit_code=int(error is not None)))
+    stack.callback(lambda: print(f"checkpoint  {save()}", flush=True))
+    stack.callback(end_workers, workers)
+    return stack
 
 
 def log_progress(run, args, global_step, history, lengths, metrics):
@@ -601,9 +595,8 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
+    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
+        torch.save(checkpoint, file)
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 

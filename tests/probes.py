@@ -418,7 +418,21 @@ def same_step(num_envs, **kwargs):
     return gym.vector.SyncVectorEnv([ConstantReward] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
+class CountsLives(gym.vector.SyncVectorEnv):
+    """Environments of which every second loses a life in each step, if lives are counted."""
+
+    def __init__(self, num_envs, counted=True):
+        super().__init__([lambda: gym.make("Cue-v0")] * num_envs)
+        self.counted, self.lives = counted, np.full(num_envs, 10**9)
+
+    def step(self, actions):
+        *result, infos = super().step(actions)
+        self.lives -= np.arange(self.num_envs) % 2
+        return *result, infos | ({"lives": self.lives.copy()} if self.counted else {})
+
+
 gym.register("SameStep-v0", entry_point=ConstantReward, vector_entry_point=same_step)
+gym.register("CountsLives-v0", entry_point=Cue, vector_entry_point=CountsLives)
 for probe, limit in (
     (ConstantReward, None),
     (ObservationReward, None),

@@ -716,7 +716,7 @@ def test_evaluation_ends_and_clips_actions(monkeypatch, capsys):
     monkeypatch.setattr(probes.Target, "play", lambda self, action: (0.0, 1.0, False))  # never ends
     monkeypatch.setattr(a3c, "range", lambda n: range(n // 10_000), raising=False)
     assert a3c.evaluate(agent, args, 2) == [10.0, 10.0]
-    assert "2 of 2 episodes cut" in capsys.readouterr().out
+    assert "2 of 2 episodes unfinished" in capsys.readouterr().out
     args = quick("--env-id", "EndlessReward-v0")
     agent, _ = make(args)
     set_statistics(agent)

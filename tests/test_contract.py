@@ -607,6 +607,16 @@ def test_an_environment_that_reports_statistics_of_its_own(name):
     assert 90 < len(history) <= 128 and all(0 <= value <= 20 for _, value in history)
 
 
+def test_lives_count_only_in_atari(name):
+    """A lost life changes nothing in another environment."""
+    if name not in {"dqn", "paac_gpu"}:
+        pytest.skip("without lives, or tested elsewhere")
+    module, args = quick(name, "--env-id", "probes:CountsLives-v0")
+    _, without = quick(name, "--env-id", "probes:CountsLives-v0", "--env-kwargs", '{"counted": false}')
+    agents = [module.train(some)[0] for some in (args, without)]
+    assert np.array_equal(*map(weights, agents))
+
+
 def test_bounded_actions_cover_their_range(name):
     """Actions from 50 to 100, where 75 is best: the initial N(0, 1) earns 7 per episode; clipped at 50 it earns 0."""
     if name in {"tabular_q", "dqn", "ga3c", "gorila", "impala", "pgql"}:
