@@ -540,7 +540,7 @@ def make_env(args, **options):
         return obs
 
     env = gym.wrappers.TransformObservation(env, copy, obs_space)
-    if continuous:  # the policy acts in [-1, 1] or, where only one bound is finite, from -1 up or from 1 down
+    if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
         low, high = action_space.low, action_space.high
         unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
         env = gym.wrappers.TransformAction(env, lambda action: action.clip(low, high), None)

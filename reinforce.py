@@ -344,7 +344,7 @@ def make_envs(args, num_envs, **options):
         )
     if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
         envs = gym.wrappers.vector.FlattenObservation(envs)
-    if continuous:  # the policy acts in [-1, 1] or, where only one bound is finite, from -1 up or from 1 down
+    if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
         low, high = action_space.low, action_space.high
         unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
         envs = gym.wrappers.vector.TransformAction(envs, lambda action: action.clip(low, high))

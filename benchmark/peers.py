@@ -405,7 +405,7 @@ def our_control(env_id, steps, seed):
 
 CONTROL_PROGRAMS = {
     "a2c.py": our_control,
-    "Stable-Baselines3": sb3_control,
+    "Stable-Baselines3 (PyBullet)": sb3_control,
     "Stable-Baselines3 (MuJoCo)": functools.partial(sb3_control, entry="MuJoCo"),
 }
 

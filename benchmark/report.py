@@ -26,6 +26,11 @@ PANELS = {  # our results: (title, peers)
     "paac_gpu_CartPole-v1": ("paac_gpu.py, CartPole-v1", []),
 }
 COLORS = {"Stable-Baselines3": "#D55E00", "CleanRL": "#009E73", "minimalRL": "#CC79A7"}  # ours is blue: Okabe and Ito
+CONTROL_COLORS = {
+    "Stable-Baselines3 (PyBullet)": "#D55E00",
+    "Stable-Baselines3 (MuJoCo)": "#009E73",
+    "a2c.py": "#0072B2",
+}
 
 
 def interquartile_mean(scores):
@@ -109,13 +114,13 @@ def figures():
     env_ids = list(dict.fromkeys(row["env_id"] for row in read_csv(RESULTS / "control.csv")))
     fig, panels = axes("", "environment steps", nrows=1, ncols=len(env_ids), figsize=(16, 4), dpi=130)
     for ax, env_id in zip(panels, env_ids, strict=True):
-        for program, color in {"Stable-Baselines3": COLORS["Stable-Baselines3"], "a2c.py": "#0072B2"}.items():
-            curves = stored_curves("control_curves", program=program, env_id=env_id)
-            band(ax, curves, f"{program}, {len(curves)} seeds", color)
+        for program, color in CONTROL_COLORS.items():
+            if curves := stored_curves("control_curves", program=program, env_id=env_id):
+                band(ax, curves, program, color)
         ax.set_title(env_id, fontsize=14)
         ax.set_ylabel("return" if ax is panels[0] else "")
         ax.locator_params(axis="x", nbins=4)
-        if ax is not panels[0]:
+        if ax is not panels[-1]:
             ax.get_legend().remove()
     fig.savefig(RESULTS / "control.png")
 
