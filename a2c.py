@@ -18,6 +18,7 @@ Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -55,7 +56,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of continuous actions in [-1, 1]")
+    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of actions, before the scaling from ±1")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
@@ -288,7 +289,8 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
+        # At most 1,000 frames, which are kept in memory.
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, episode_trigger=lambda n: n == 0, video_length=1_000)
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -320,18 +322,20 @@ def make_envs(args, num_envs, **options):
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    fixed_size = obs_space.is_np_flattenable  # unlike Sequence and Graph
-    if not (discrete or continuous) or not fixed_size or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
+    flattenable = obs_space.is_np_flattenable  # no Sequence or Graph
+    if not (discrete or continuous) or not flattenable or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, observations of "
-            f"a fixed size and AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, no Sequence or "
+            f"Graph observations and AutoresetMode.NEXT_STEP; "
+            f"it has {action_space}, {type(obs_space).__name__} and {autoreset}"
         )
     if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
         envs = gym.wrappers.vector.FlattenObservation(envs)
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
         low, high = action_space.low, action_space.high
         unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
-        envs = gym.wrappers.vector.TransformAction(envs, lambda action: action.clip(low, high))
+        # The last step: RescaleAction may leave the bounds by rounding, and returns NaN where they are equal.
+        envs = gym.wrappers.vector.TransformAction(envs, lambda a: np.fmax(np.fmin(a, high), low).astype(low.dtype))
         envs = gym.wrappers.vector.RescaleAction(envs, *unit)
     return envs
 
@@ -395,8 +399,9 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
-        torch.save(checkpoint, file)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 
@@ -439,7 +444,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
+    sys.stdout.reconfigure(errors="replace")  # print ? where the terminal lacks γ
     try:
         train(parse_args())
     except KeyboardInterrupt:

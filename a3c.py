@@ -24,6 +24,7 @@ Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
@@ -477,7 +478,8 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
     envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
+        # At most 1,000 frames, which are kept in memory.
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, episode_trigger=lambda n: n == 0, video_length=1_000)
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -519,10 +521,10 @@ def make_env(args, **options):
     action_space = env.action_space
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
-    if not (discrete or continuous) or not env.observation_space.is_np_flattenable:  # unlike Sequence and Graph
+    if not (discrete or continuous) or not env.observation_space.is_np_flattenable:  # no Sequence or Graph
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and observations "
-            f"of a fixed size; it has {action_space} and {type(env.observation_space).__name__}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and no Sequence "
+            f"or Graph observations; it has {action_space} and {type(env.observation_space).__name__}"
         )
     if is_atari(args):
         env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
@@ -543,7 +545,8 @@ def make_env(args, **options):
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
         low, high = action_space.low, action_space.high
         unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
-        env = gym.wrappers.TransformAction(env, lambda action: action.clip(low, high), None)
+        # The last step: RescaleAction may leave the bounds by rounding, and returns NaN where they are equal.
+        env = gym.wrappers.TransformAction(env, lambda a: np.fmax(np.fmin(a, high), low).astype(low.dtype), None)
         env = gym.wrappers.RescaleAction(env, *unit)
     return env
 
@@ -607,8 +610,9 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
-        torch.save(checkpoint, file)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 
@@ -651,7 +655,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
+    sys.stdout.reconfigure(errors="replace")  # print ? where the terminal lacks γ
     try:
         train(parse_args())
     except KeyboardInterrupt:

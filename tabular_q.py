@@ -19,6 +19,7 @@ Result   Taxi-v4, first command: the greedy policy is optimal from all 300 start
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -274,7 +275,8 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
+        # At most 1,000 frames, which are kept in memory.
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, episode_trigger=lambda n: n == 0, video_length=1_000)
     state, _ = envs.reset(seed=derive_seed(args.seed, 1))
     policy = greedy_policy(agent)
     rng = np.random.default_rng(derive_seed(args.seed, 3))
@@ -383,8 +385,9 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
-        torch.save(checkpoint, file)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 
@@ -427,7 +430,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
+    sys.stdout.reconfigure(errors="replace")  # print ? where the terminal lacks γ
     try:
         train(parse_args())
     except KeyboardInterrupt:

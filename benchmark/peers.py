@@ -2,7 +2,7 @@
 
     python benchmark/peers.py speed        steps/s, alternately, in 5 rounds of about 4 minutes; --only a2c for one
     python benchmark/peers.py curves       returns on CartPole-v1, each with its authors' settings; 5 minutes per seed
-    python benchmark/peers.py control      a2c.py and Stable-Baselines3's A2C on MuJoCo; 90 minutes per seed
+    python benchmark/peers.py control      a2c.py and Stable-Baselines3's A2C on MuJoCo; 3 hours per seed
     python benchmark/peers.py agreement    a2c.py and Stable-Baselines3: equal data and weights -> equal updates
     python benchmark/peers.py today        how the programs of other repositories end on today's libraries; 5 minutes
 
@@ -100,7 +100,7 @@ def learned(model, steps):
 
 
 def sb3_a2c(steps, seed, equal=False):
-    """Stable-Baselines3's A2C on CartPole-v1 with the zoo's settings or, if equal, a2c.py's, and its network, 8 x 5.
+    """Stable-Baselines3's A2C on CartPole-v1 with the zoo's settings or, if equal, with a2c.py's settings and network.
 
     It normalizes neither observations nor rewards, which a2c.py does.
     """

@@ -31,6 +31,7 @@ Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 import argparse
 import contextlib
 import copy
+import io
 import itertools
 import json
 import math
@@ -89,7 +90,7 @@ def parse_args(argv=None):
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
     add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
-    add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the TD error to ±1")
+    add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
@@ -579,7 +580,8 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = make_envs(args, num_episodes, **render)
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
+        # At most 1,000 frames, which are kept in memory.
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, episode_trigger=lambda n: n == 0, video_length=1_000)
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -614,10 +616,10 @@ def make_envs(args, num_envs, **options):
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
-    fixed_size = obs_space.is_np_flattenable  # unlike Sequence and Graph
-    if not discrete or not fixed_size or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
+    flattenable = obs_space.is_np_flattenable  # no Sequence or Graph
+    if not discrete or not flattenable or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0, observations of a fixed size and "
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, no Sequence or Graph observations and "
             f"AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
         )
     if not (is_atari(args) or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
@@ -705,8 +707,9 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
-        torch.save(checkpoint, file)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 
@@ -749,7 +752,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
+    sys.stdout.reconfigure(errors="replace")  # print ? where the terminal lacks γ
     try:
         train(parse_args())
     except KeyboardInterrupt:

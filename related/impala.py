@@ -26,6 +26,7 @@ Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
@@ -474,7 +475,8 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
     envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
-        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, video_length=1_000)  # frames, kept in memory
+        # At most 1,000 frames, which are kept in memory.
+        envs = gym.wrappers.vector.RecordVideo(envs, video_folder, episode_trigger=lambda n: n == 0, video_length=1_000)
     obs, _ = envs.reset(seed=derive_seed(args.seed, 1))
     returns = np.zeros(num_episodes)
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
@@ -513,9 +515,9 @@ def make_env(args, **options):
         defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
     env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
     discrete = isinstance(env.action_space, Discrete) and env.action_space.start == 0
-    if not discrete or not env.observation_space.is_np_flattenable:  # unlike Sequence and Graph
+    if not discrete or not env.observation_space.is_np_flattenable:  # no Sequence or Graph
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 and observations of a fixed size; "
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, and no Sequence or Graph observations; "
             f"it has {env.action_space} and {type(env.observation_space).__name__}"
         )
     if is_atari(args):
@@ -595,8 +597,9 @@ def save_checkpoint(folder, args, global_step, run_id, **modules):
     """Write FOLDER/checkpoint.pt atomically, with types that torch.load(weights_only=True) accepts -> its path."""
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     checkpoint |= {"script": SCRIPT, "flags": vars(args), "global_step": global_step, "run_id": run_id}
-    with open(folder / "checkpoint.tmp", "wb") as file:  # on a full disk the previous checkpoint stays
-        torch.save(checkpoint, file)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    (folder / "checkpoint.tmp").write_bytes(buffer.getvalue())  # on a full disk the previous checkpoint stays
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
     return folder / "checkpoint.pt"
 
@@ -639,7 +642,7 @@ def number(kind, low, high=sys.maxsize):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.stdout.reconfigure(errors="replace")  # ? for γ where a terminal lacks it
+    sys.stdout.reconfigure(errors="replace")  # print ? where the terminal lacks γ
     try:
         train(parse_args())
     except KeyboardInterrupt:

@@ -281,8 +281,14 @@ class Bounds(Cue):
     action_space = Box(np.float32([0.1, 50, -np.inf]), np.float32([0.7, np.inf, -3]))
 
     def judge(self, action):
-        assert self.action_space.contains(action)
+        assert self.action_space.contains(action), action
         return np.mean((self.action_space.low < action) & (action < self.action_space.high))
+
+
+class Fixed(Bounds):
+    """Actions of half precision, one of which cannot be chosen."""
+
+    action_space = Box(np.float16([-1, 3]), np.float16([1, 3]), dtype=np.float16)
 
 
 class Growing(Cue):
@@ -470,6 +476,7 @@ for probe in (
     OwnStatistics,
     Percent,
     Bounds,
+    Fixed,
     Growing,
     WrongShape,
     Square,

@@ -262,6 +262,12 @@ def test_each_bundle_and_each_resumed_run_has_its_own_episodes(monkeypatch):
         assert not starts and not torch.equal(first[1], second[1])
 
 
+def test_lives_count_only_in_atari(monkeypatch):
+    flags = "--env-id CountsLives-v0 --hidden-sizes 8 --learning-starts 0".split()
+    records = act_and_learn(monkeypatch, constant_server(8 + 8 + 8 * 2 + 2, 20), *flags)
+    assert not records[-1].batch[3].any()  # no episode terminates
+
+
 # The server, alone, with bundles that a test plays
 
 
