@@ -543,11 +543,11 @@ def make_env(args, **options):
 
     env = gym.wrappers.TransformObservation(env, copy, obs_space)
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
+        # Not by RescaleAction, which may leave the bounds by rounding, and returns NaN where they are equal.
         low, high = action_space.low, action_space.high
-        unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
-        # The last step: RescaleAction may leave the bounds by rounding, and returns NaN where they are equal.
-        env = gym.wrappers.TransformAction(env, lambda a: np.fmax(np.fmin(a, high), low).astype(low.dtype), None)
-        env = gym.wrappers.RescaleAction(env, *unit)
+        half = np.where(np.isfinite(low) & np.isfinite(high), high / 2 - low / 2, 1)
+        mid = np.where(np.isfinite(low), low + half, np.where(np.isfinite(high), high - half, 0))
+        env = gym.wrappers.TransformAction(env, lambda a: (mid + half * a).clip(low, high).astype(low.dtype), None)
     return env
 
 

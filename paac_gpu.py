@@ -427,11 +427,11 @@ def make_envs(args, num_envs, **options):
     if not (is_atari(args) or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
         envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
+        # Not by RescaleAction, which may leave the bounds by rounding, and returns NaN where they are equal.
         low, high = action_space.low, action_space.high
-        unit = np.where(np.isfinite(low), -1, low), np.where(np.isfinite(high), 1, high)
-        # The last step: RescaleAction may leave the bounds by rounding, and returns NaN where they are equal.
-        envs = gym.wrappers.vector.TransformAction(envs, lambda a: np.fmax(np.fmin(a, high), low).astype(low.dtype))
-        envs = gym.wrappers.vector.RescaleAction(envs, *unit)
+        half = np.where(np.isfinite(low) & np.isfinite(high), high / 2 - low / 2, 1)
+        mid = np.where(np.isfinite(low), low + half, np.where(np.isfinite(high), high - half, 0))
+        envs = gym.wrappers.vector.TransformAction(envs, lambda a: (mid + half * a).clip(low, high).astype(low.dtype))
     return envs
 
 
