@@ -329,8 +329,8 @@ def make_envs(args, num_envs, **options):
             f"Graph observations and AutoresetMode.NEXT_STEP; "
             f"it has {action_space}, {type(obs_space).__name__} and {autoreset}"
         )
-    if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
-        envs = gym.wrappers.vector.FlattenObservation(envs)
+    if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):
+        envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
         # Not by RescaleAction, which may leave the bounds by rounding, and returns NaN where they are equal.
         low, high = action_space.low, action_space.high

@@ -407,7 +407,7 @@ def is_atari(args):
 
 def make_atari(args, num_envs, **options):
     """Make Atari games with (4, 84, 84) uint8 observations; ALE steps them or, if they are rendered, Gymnasium."""
-    import ale_py  # imported here: only Atari needs it
+    import ale_py  # only Atari needs it
 
     gym.register_envs(ale_py)
     options = {"repeat_action_probability": 0.0} | args.env_kwargs | options

@@ -407,7 +407,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     """Play greedy episodes in parallel, with seeds that training does not use -> their returns, floats."""
     render = {"render_mode": "rgb_array"} if video_folder else {}
     envs = gym.vector.SyncVectorEnv([lambda: make_env(args, **render)] * num_episodes)
-    envs._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
+    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     if video_folder:
         # At most 1,000 frames, which are kept in memory.
         envs = gym.wrappers.vector.RecordVideo(envs, video_folder, episode_trigger=lambda n: n == 0, video_length=1_000)

@@ -356,8 +356,8 @@ def make_envs(args, num_envs, **options):
             f"--env-id {args.env_id}: needs Discrete actions counted from 0, no Sequence or Graph observations and "
             f"AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
         )
-    if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):  # flatten the others, discrete ones to one-hot
-        envs = gym.wrappers.vector.FlattenObservation(envs)
+    if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):
+        envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
     return envs
 
 
