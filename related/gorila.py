@@ -23,7 +23,8 @@ Departs  TD errors are not clipped by default; Adam instead of AdaGrad, its step
 Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again. With
          torchrun, every machine needs the checkpoint
 Run      python related/gorila.py    with several bundles a seed does not reproduce a run
-         On several machines, run this on each, with R = 0, 1, ...; each machine runs num_bundles bundles:
+         On several machines, run this on each, with R = 0, 1, ...; each machine runs num_bundles bundles, and
+         training starts when all of them have connected:
          torchrun --nnodes 2 --node-rank R --master-addr HOST_OF_RANK_0 --master-port 29500 related/gorila.py
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -36,7 +37,6 @@ import itertools
 import json
 import math
 import os
-import queue
 import re
 import secrets
 import signal
@@ -46,9 +46,8 @@ import time
 from collections import deque
 from functools import partial
 from multiprocessing import AuthenticationError, resource_tracker
-from multiprocessing.connection import Client, Listener, answer_challenge, deliver_challenge, wait
+from multiprocessing.connection import Client, Listener, wait
 from pathlib import Path
-from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -107,7 +106,7 @@ def parse_args(argv=None):
     try:
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
-        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+        parser.error(f"argument --device: {str(error).splitlines()[0][:200]}")
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
@@ -259,7 +258,7 @@ def compute_gradient(q_network, target_network, batch, args):
     q_network.zero_grad()
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in q_network.parameters()])
-    return gradient.cpu(), {name: value.item() for name, value in metrics.items()}
+    return gradient.cpu().numpy(), {name: value.item() for name, value in metrics.items()}
 
 
 def is_outlier(loss, recent_losses, num_stds):
@@ -272,7 +271,7 @@ def is_outlier(loss, recent_losses, num_stds):
 
 def apply_gradient(weights, optimizer, gradient, args):
     """Apply a bundle's gradient to the server's weights, both vectors -> the gradient's norm before clipping."""
-    weights.grad = gradient.to(weights.device)
+    weights.grad = torch.as_tensor(gradient, device=weights.device)
     grad_norm = nn.utils.clip_grad_norm_([weights], args.max_grad_norm)
     if not grad_norm.isfinite():
         raise RunError(f"the gradient is not finite: lower --learning-rate, or look for NaN in {args.env_id}")
@@ -287,8 +286,11 @@ def flatten_parameters(agent):
     return vector
 
 
-def act_and_learn(exchange, bundle, args):
-    """Alg. 1 in one bundle; exchange sends a gradient and a report to the server -> its weights and counters."""
+def act_and_learn(exchange, bundle, start_step, args):
+    """Alg. 1 in one bundle, until its process is ended.
+
+    exchange sends a gradient and a report to the server -> its weights and counters.
+    """
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
     obs_space, num_actions = envs.single_observation_space, int(envs.single_action_space.n)
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling).to(args.device)
@@ -298,18 +300,17 @@ def act_and_learn(exchange, bundle, args):
     local_step = next_gradient = 0  # environment steps of this bundle
     num_copies = 0  # to Q⁻
     with contextlib.closing(envs):
-        no_gradient = torch.zeros(0)
+        no_gradient = np.zeros(0, np.float32)
         server_weights, counts = exchange(no_gradient, steps=0, episodes=[], metrics={}, outlier=False)
-        start_step = counts["start_step"]  # of the run, not of this bundle
         rng = np.random.default_rng(derive_seed(args.seed, 2, start_step, bundle))  # a resumed run draws new noise
-        dtype = np.uint8 if len(obs_space.shape) == 3 else np.float32
+        dtype = np.uint8 if obs_space.dtype == np.uint8 else np.float32
         buffer = ReplayBuffer(args.buffer_size, args.num_envs, obs_space.shape, dtype, rng)
         obs, infos = envs.reset(seed=derive_seed(args.seed, 0, start_step, bundle))
         lives = infos.get("lives", 0)  # Atari's
         buffer.reset(obs)
-        while not counts["stop"]:
+        while True:
             # 1. Copy the server's weights and, every target_update_interval updates, refresh the target network.
-            weights.copy_(server_weights)
+            weights.copy_(torch.as_tensor(server_weights))
             if counts["num_updates"] >= num_copies * args.target_update_interval:  # all bundles at about the same time
                 num_copies = counts["num_updates"] // args.target_update_interval + 1
                 target_weights.copy_(weights)
@@ -323,7 +324,7 @@ def act_and_learn(exchange, bundle, args):
                 greedy = rng.random(args.num_envs) >= epsilon
                 if greedy.any():
                     with torch.inference_mode():
-                        q_values = q_network(torch.as_tensor(obs, device=args.device))  # (num_envs, num_actions)
+                        q_values = q_network(torch.as_tensor(obs.astype(dtype), device=args.device))  # (num_envs, ...)
                     action[greedy] = q_values.argmax(-1).cpu().numpy()[greedy]
                 # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
                 obs, reward, terminated, truncated, infos = envs.step(action)
@@ -369,60 +370,40 @@ def train(args):
     can_render = is_atari(args) or "rgb_array" in envs.metadata.get("render_modes", [])
     if args.capture_video and not can_render:
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
-    store, machine, num_machines = join_machines()
-    workers = {}
-    if machine > 0:
-        port, _, key = store.get("server").decode().partition(" ")  # waits for the server
-        try:
-            if port:
-                start_bundles(workers, machine, os.environ["MASTER_ADDR"], int(port), key, args)
-            for worker in workers.values():
-                worker.join()
-        finally:
-            end_workers(workers)
-        return None, []
     obs_space, num_actions = envs.single_observation_space, int(envs.single_action_space.n)
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling).to(args.device)
     weights = flatten_parameters(q_network)
     optimizer = torch.optim.Adam([weights], lr=args.learning_rate, fused=True)
     checkpoint = load_checkpoint(args.resume, agent=q_network, optimizer=optimizer) if args.resume else {}
     start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
+    workers = {}
+    store, machine, num_machines = None, 0, 1
+    if dist.is_torchelastic_launched():  # by torchrun
+        store, machine, num_machines = next(dist.rendezvous("env://"))
+    if machine > 0:
+        help_server(workers, store, machine, start_step, args)
+        return None, []
     global_step, start_time = start_step, None
     next_log = start_step + args.log_interval
     num_updates = 0
     history, lengths, metrics = [], [], {}
     delays, num_outliers = [], 0  # of the gradients since the last log
-    inbox = queue.SimpleQueue()  # messages of the bundles
-    dead = set()
+    connections = []  # to the bundles of all machines
     run, folder = start_run(args, run_id)
 
     def save():
         return save_checkpoint(folder, args, global_step, run.id, agent=q_network, optimizer=optimizer)
 
     with finishing(run, workers, save):
-        port, key = "", ""  # a finished run is only evaluated
-        if start_step < args.total_timesteps:
-            num_bundles, key = num_machines * args.num_bundles, secrets.token_hex(16)
-            host = "localhost" if num_machines == 1 else ""  # "": all addresses of this machine
-            listener = Listener((host, 0), backlog=num_bundles)  # port 0: any free one
-            port = listener.address[1]
-            start_bundles(workers, machine, "localhost", port, key, args)
-            threading.Thread(target=accept, args=(inbox, listener, key), daemon=True).start()
-            for bundle, worker in workers.items():
-                threading.Thread(target=watch, args=(inbox, bundle, worker), daemon=True).start()
+        for bundle in range(args.num_bundles):
+            connection, bundle_connection = multiprocessing.Pipe()
+            connections.append(connection)
+            start_bundle(workers, bundle_connection, bundle, start_step, args)
         if num_machines > 1:
-            store.set("server", f"{port} {key}")
-        bundles = set(workers)  # and those of other machines, once they have sent a message
+            connections += accept(store, (num_machines - 1) * args.num_bundles)
+        messages = receive_messages(connections)
         while global_step < args.total_timesteps:
-            bundle, answers, gradient, report = inbox.get()
-            if answers is None:
-                if bundle in bundles - dead:
-                    dead.add(bundle)
-                    if dead == bundles:
-                        raise RunError(f"bundle {bundle} died, and no other is left")
-                    print(f"bundle {bundle} died, {len(bundles - dead)} left", flush=True)
-                continue
-            bundles.add(bundle)
+            connection, gradient, report = next(messages)
             start_time = start_time or time.perf_counter()  # starting the processes does not count
 
             # 1. Apply the gradient, unless it is from weights that are too old.
@@ -440,12 +421,11 @@ def train(args):
             lengths += [length for _, length in report["episodes"]]
 
             # 2. Answer with the new weights.
-            stop = global_step >= args.total_timesteps
-            counts = {"num_updates": num_updates, "global_step": global_step, "start_step": start_step, "stop": stop}
-            answers.put((weights.cpu().numpy().copy(), counts))  # a copy, because Adam works in place
+            with contextlib.suppress(OSError):  # the bundle has died, which receive_messages notices
+                connection.send((weights.cpu().numpy(), {"num_updates": num_updates, "global_step": global_step}))
 
             # 3. Log and save.
-            if stop or global_step >= next_log:
+            if global_step >= min(next_log, args.total_timesteps):
                 next_log += args.log_interval
                 seconds = time.perf_counter() - start_time
                 metrics["charts/gradient_delay"] = np.mean(delays or [np.nan])
@@ -458,39 +438,31 @@ def train(args):
                 log_progress(run, args, global_step, history, lengths[-100:], metrics)
                 save()
 
-        stop_bundles(inbox, bundles - dead)
         end_workers(workers)
         log_evaluation(run, folder, q_network, args, global_step)
     return q_network, history
 
 
-def join_machines():
-    """Join all machines on which torchrun has started this script -> (shared store, this machine, their number)."""
-    if dist.is_torchelastic_launched():
-        return next(dist.rendezvous("env://"))
-    return None, 0, 1
+def start_bundle(workers, connection, bundle, start_step, args):
+    """Start a bundle's process, hand it its connection to the server, and add it to workers, a dict {bundle: process}.
 
-
-def start_bundles(workers, machine, host, port, key, args):
-    """Start the processes of this machine's bundles and add them to workers, a dict {bundle: process}.
-
-    torchrun must not start them itself: when one of its processes dies, it kills the others.
+    torchrun must not start bundles itself: when one of its processes dies, it kills the others.
     """
     context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
+    process = context.Process(target=run_bundle, args=(connection, bundle, start_step, args), daemon=True)
     can_mask_signals = hasattr(signal, "pthread_sigmask")  # not on Windows
-    if can_mask_signals:  # the bundles inherit the mask: Ctrl-C is for the parent alone
+    if can_mask_signals:  # the bundle inherits the mask: Ctrl-C is for the parent alone
         resource_tracker.ensure_running()  # started later, with the first bundle, it would undo the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    for bundle in range(machine * args.num_bundles, (machine + 1) * args.num_bundles):
-        process = context.Process(target=run_bundle, args=(bundle, host, port, key, args), daemon=True)
-        process.start()
-        workers[bundle] = process
+    process.start()
+    workers[bundle] = process
+    connection.close()  # now only the bundle keeps this end open, so its death closes the connection
     if can_mask_signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def run_bundle(bundle, host, port, key, args):
-    """Entry point of a bundle's process: connect to the server, then act and learn until the server says stop."""
+def run_bundle(connection, bundle, start_step, args):
+    """Entry point of a bundle's process: act and learn until this process is ended, or the server has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, which closes the environments
     threading.Thread(target=end_after_parent, daemon=True).start()
@@ -498,18 +470,12 @@ def run_bundle(bundle, host, port, key, args):
 
     def exchange(gradient, **report):
         try:
-            connection.send((bundle, gradient.numpy(), report))
-            server_weights, counts = connection.recv()
-        except (EOFError, OSError):  # only the first bundle of each machine prints it
-            is_first = bundle % args.num_bundles == 0
-            sys.exit(f"{SCRIPT}.py: error: lost the connection to the parameter server" if is_first else 1)
-        return torch.as_tensor(server_weights), counts
+            connection.send((gradient, report))
+            return connection.recv()
+        except (EOFError, OSError):
+            sys.exit(f"bundle {bundle}: the parameter server has ended")
 
-    with Client((host, port), authkey=key.encode()) as connection:
-        try:
-            act_and_learn(exchange, bundle, args)
-        finally:  # before the connection closes: the server then sends SIGTERM, which would hide an error
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    act_and_learn(exchange, bundle, start_step, args)
 
 
 def end_after_parent():
@@ -519,50 +485,46 @@ def end_after_parent():
     os._exit(1)
 
 
-class Message(NamedTuple):
-    """What a bundle tells the server; without answers, that it has ended."""
+def accept(store, number):
+    """Wait until all bundles of the other machines have connected -> the connections."""
+    key, connections = secrets.token_bytes(16), []
+    with Listener(("", 0), backlog=number, authkey=key) as listener:  # all addresses of this machine, any free port
+        store.set("key", key)
+        store.set("port", str(listener.address[1]))
+        while len(connections) < number:
+            with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not a bundle
+                connections.append(listener.accept())
+    return connections
 
-    bundle: int | None
-    answers: queue.SimpleQueue | None = None  # for the new weights and counters
-    gradient: torch.Tensor | None = None
-    report: dict | None = None
+
+def help_server(workers, store, machine, start_step, args):
+    """Run this machine's bundles, connected to the server on the first machine, until all have ended."""
+    key = store.get("key")  # waits for the server
+    address = os.environ["MASTER_ADDR"], int(store.get("port"))
+    try:
+        for bundle in range(machine * args.num_bundles, (machine + 1) * args.num_bundles):
+            start_bundle(workers, Client(address, authkey=key), bundle, start_step, args)
+        for worker in workers.values():
+            worker.join()
+    finally:
+        end_workers(workers)
 
 
-def accept(inbox, listener, key):
-    """Listen to each connection in a thread of its own, so that one that hangs does not block the others."""
+def receive_messages(connections):
+    """Yield (connection, gradient, report) as the bundles send them; RunError once no bundle is left."""
+    running = set(connections)
     while True:
-        with contextlib.suppress(ConnectionError):  # the other side has already gone
-            threading.Thread(target=listen, args=(inbox, listener.accept(), key), daemon=True).start()
-
-
-def listen(inbox, connection, key):
-    """Put a bundle's messages into the inbox and send it the answers, until the bundle ends."""
-    bundle, answers = None, queue.SimpleQueue()
-    with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not a bundle, or it has ended
-        deliver_challenge(connection, key.encode())
-        answer_challenge(connection, key.encode())
-        while True:
-            bundle, gradient, report = connection.recv()
-            inbox.put(Message(bundle, answers, torch.as_tensor(gradient), report))
-            connection.send(answers.get())
-    inbox.put(Message(bundle))
-
-
-def watch(inbox, bundle, worker):
-    """Report in the inbox that a process has ended, possibly before it connected."""
-    wait([worker.sentinel])
-    inbox.put(Message(bundle))
-
-
-def stop_bundles(inbox, running):
-    """Answer the remaining bundles' messages with stop until all have ended, or 3 s pass without a message."""
-    with contextlib.suppress(queue.Empty):
-        while running:
-            message = inbox.get(timeout=3)
-            if message.answers is None:
-                running.discard(message.bundle)
-            else:
-                message.answers.put((np.zeros(0, np.float32), {"start_step": 0, "stop": True}))
+        for connection in wait(running):
+            try:
+                gradient, report = connection.recv()
+            except (EOFError, OSError):  # the bundle has ended
+                running.remove(connection)
+                bundle = connections.index(connection)
+                if not running:
+                    raise RunError(f"bundle {bundle} died, and no other is left") from None
+                print(f"bundle {bundle} died, {len(running)} left", flush=True)
+                continue
+            yield connection, gradient, report
 
 
 def end_workers(workers):
@@ -587,7 +549,8 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
     for _ in range(100_000):  # without a time limit a greedy policy may loop forever
         with torch.inference_mode():
-            action = agent(torch.as_tensor(obs, device=args.device)).argmax(-1).cpu().numpy()
+            q_values = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
+            action = q_values.argmax(-1).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)
@@ -609,9 +572,7 @@ def make_envs(args, num_envs, **options):
     if is_atari(args):
         envs = make_atari(args, num_envs, **options)
     else:
-        # SyncVectorEnv steps a single environment faster than the environment's own vector class does.
-        mode = "sync" if num_envs == 1 else None
-        envs = gym.make_vec(args.env_id, num_envs, mode, **args.env_kwargs | options)
+        envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs | options)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
