@@ -79,7 +79,7 @@ def parse_args(argv=None):
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
     add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=1000.0, help="clip the gradient's global norm to this")
-    add("--pixels", action="store_true", help="learn from rendered frames instead of states")
+    add("--pixels", action="store_true", help="learn from rendered frames instead of states; not for Atari")
     add("--terminal-on-life-loss", action=argparse.BooleanOptionalAction, default=True, help="a lost life is terminal")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -96,7 +96,7 @@ def parse_args(argv=None):
     try:
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
-        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+        parser.error(f"argument --device: {str(error).splitlines()[0][:200]}")
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
@@ -279,7 +279,7 @@ def train(args):
     start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     rng = np.random.default_rng(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
 
-    dtype = np.uint8 if has_frames else np.float32
+    dtype = np.uint8 if obs_space.dtype == np.uint8 else np.float32
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, obs_space.shape, dtype, rng)
     epsilon_schedule = exponential_schedule if args.exponential_epsilon else linear_schedule
     history, metrics = [], {}
@@ -307,7 +307,7 @@ def train(args):
             greedy = rng.random(args.num_envs) >= epsilon
             if greedy.any():
                 with torch.inference_mode():
-                    q_values = q_network(torch.as_tensor(obs, device=args.device))  # (num_envs, num_actions)
+                    q_values = q_network(torch.as_tensor(obs.astype(dtype), device=args.device))  # (num_envs, ...)
                 action[greedy] = q_values.argmax(-1).cpu().numpy()[greedy]
             # When done, the observation is the episode's last one: a truncated episode bootstraps from its value.
             obs, reward, terminated, truncated, infos = envs.step(action)
@@ -357,7 +357,8 @@ def evaluate(agent, args, num_episodes, video_folder=None):
     playing = np.ones(num_episodes, bool)  # only each environment's first episode: more would favour short ones
     for _ in range(100_000):  # without a time limit a greedy policy may loop forever
         with torch.inference_mode():
-            action = agent(torch.as_tensor(obs, device=args.device)).argmax(-1).cpu().numpy()
+            q_values = agent(torch.as_tensor(obs, dtype=torch.float32, device=args.device))
+            action = q_values.argmax(-1).cpu().numpy()
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns[playing] += reward[playing]
         playing &= ~(terminated | truncated)

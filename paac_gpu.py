@@ -82,7 +82,7 @@ def parse_args(argv=None):
     try:
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
-        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+        parser.error(f"argument --device: {str(error).splitlines()[0][:200]}")
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
@@ -409,7 +409,9 @@ def make_envs(args, num_envs, **options):
     if is_atari(args):
         envs = make_atari(args, num_envs, **options)
     else:
-        envs = gym.make_vec(args.env_id, num_envs, args.vectorization_mode, **args.env_kwargs | options)
+        # From shared memory, Gymnasium 1.4 reads Text observations only once.
+        vector_kwargs = {"shared_memory": False} if args.vectorization_mode == "async" else None
+        envs = gym.make_vec(args.env_id, num_envs, args.vectorization_mode, vector_kwargs, **args.env_kwargs | options)
         if args.vectorization_mode == "async":  # otherwise it waits forever for a step that SIGTERM has interrupted
             envs.close = partial(envs.close, terminate=True)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked

@@ -77,7 +77,7 @@ def parse_args(argv=None):
     try:
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
-        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+        parser.error(f"argument --device: {str(error).splitlines()[0][:200]}")
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
@@ -85,6 +85,8 @@ def parse_args(argv=None):
         args = parser.parse_args(argv)
         if args.env_id != flags["env_id"]:
             parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
+    if args.psi == "value_baseline" and args.value_warmup >= args.total_timesteps:
+        parser.error(f"argument --value-warmup: {args.value_warmup} steps are the whole run; π would learn nothing")
     return args
 
 
@@ -211,7 +213,7 @@ def update(agent, optimizer, observations, actions, rewards, truncations, is_tra
     optimizer.zero_grad()
     loss.backward()
     grad_norm = nn.utils.get_total_norm([p.grad for p in agent.parameters() if p.grad is not None])
-    if not grad_norm.isfinite():
+    if not (grad_norm.isfinite() and returns.isfinite().all()):  # elite's gradient does not contain the returns
         raise RunError(f"the gradient is not finite: lower --learning-rate, or look for NaN in {args.env_id}")
     if args.psi != "value_baseline" or agent.return_statistics.count >= args.value_warmup:
         optimizer.step()

@@ -314,7 +314,7 @@ def make_env(args, **options):
 
 def to_state(obs, num_states):
     """The observation as a Python int; RunError if it is not one of the declared states."""
-    if getattr(obs, "shape", ()) == () and 0 <= obs < num_states:
+    if getattr(obs, "shape", ()) == () and 0 <= obs < num_states and int(obs) == obs:
         return int(obs)
     raise RunError(f"the observation {obs!r} is not in the declared Discrete({num_states})")
 

@@ -73,7 +73,7 @@ def parse_args(argv=None):
     try:
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
-        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+        parser.error(f"argument --device: {str(error).splitlines()[0][:200]}")
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}

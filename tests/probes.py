@@ -331,6 +331,24 @@ class Square(Cue):
         return np.full((5, 5), float(self.state[0]))
 
 
+class Word(Cue):
+    """Observations that are text."""
+
+    observation_space = gym.spaces.Text(1, charset="+-")
+
+    def show(self):
+        return "+" if self.state[0] > 0 else "-"
+
+
+class Picture(Cue):
+    """Observations that are bytes, (2, 3)."""
+
+    observation_space = Box(0, 255, (2, 3), np.uint8)
+
+    def show(self):
+        return np.full((2, 3), 200 if self.state[0] > 0 else 100, np.uint8)
+
+
 class Mixed(Cue):
     """Observations that are a dictionary of a tuple, a discrete value and bits."""
 
@@ -480,6 +498,8 @@ for probe in (
     Growing,
     WrongShape,
     Square,
+    Word,
+    Picture,
     Mixed,
     OnlyOne,
     OnlyOneTable,

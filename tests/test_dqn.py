@@ -192,6 +192,15 @@ def test_flat_observations_of_any_dtype():
         torch.testing.assert_close(network(obs.to(dtype)), network(obs.float()), rtol=0, atol=0)
 
 
+def test_bytes_are_stored_as_bytes(monkeypatch):
+    """A flattened image takes a quarter of the memory of floats."""
+    buffers, replay_buffer = [], dqn.ReplayBuffer
+    monkeypatch.setattr(dqn, "ReplayBuffer", lambda *args: buffers.append(replay_buffer(*args)) or buffers[-1])
+    dqn.train(quick("--env-id", "probes:Picture-v0"))
+    (buffer,) = buffers
+    assert buffer.frames.dtype == np.uint8 and set(buffer.frames[1:50].flat) == {100, 200}
+
+
 @pytest.mark.parametrize("dueling", [False, True])
 def test_hidden_sizes(dueling):
     """All hidden layers are shared; the heads are linear."""

@@ -158,6 +158,13 @@ def test_networks_for_frames(network, shapes):
 # What train passes to update
 
 
+def test_text_observations_arrive_from_other_processes():
+    envs = paac_gpu.make_envs(quick("--env-id Word-v0 --vectorization-mode async"), 2)
+    observations = [envs.reset(seed=0)[0]] + [envs.step(np.zeros(2, int))[0] for _ in range(15)]
+    envs.close()
+    assert {tuple(obs) for obs in np.concatenate(observations)} == {(0,), (1,)}
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_rollouts_are_the_transitions_of_the_environment(mode):
     """Every row agrees with the scripted environment: last observations true, reset steps marked, nothing lost."""

@@ -341,17 +341,27 @@ def test_the_steps_on_v_are_those_of_a_regression_on_g():
     assert {int(optimizer.state[p]["step"]) for p in agent.actor.parameters()} == {1}
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight():
+@pytest.mark.parametrize("psi", PSI)
+def test_rewards_that_are_not_finite_change_no_weight(psi):
     agent = reinforce.ActorCritic(Box(-1, 1, (2,)), Discrete(2))
     before = [p.detach().clone() for p in agent.parameters()]
     actions, no, yes = np.zeros((3, 1), np.int64), np.zeros((3, 1), bool), np.ones((3, 1), bool)
     optimizer, rewards = torch.optim.Adam(agent.parameters()), np.full((3, 1), np.nan, np.float32)
     with pytest.raises(reinforce.RunError, match="the gradient is not finite: lower --learning-rate"):
-        reinforce.update(agent, optimizer, np.zeros((4, 1, 2), np.float32), actions, rewards, no, yes, quick())
+        args = quick("--psi", psi)
+        reinforce.update(agent, optimizer, np.zeros((4, 1, 2), np.float32), actions, rewards, no, yes, args)
     assert all(torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))
 
 
 # Training
+
+
+def test_a_run_that_ends_before_the_policy_learns_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quick("--value-warmup", "1024")
+    assert "argument --value-warmup: 1024 steps are the whole run" in capsys.readouterr().err
+    assert quick("--value-warmup", "1023").value_warmup == 1023
+    assert quick("--value-warmup", "1024", "--psi", "elite").value_warmup == 1024
 
 
 def recorded(monkeypatch, *flags):

@@ -398,7 +398,7 @@ def test_states_are_copied_and_actions_are_ints(env_id):
 
 
 @pytest.mark.parametrize(
-    "obs", [-1, 2, np.array([0]), np.array([[1]])], ids=["negative", "too large", "(1,)", "(1, 1)"]
+    "obs", [-1, 2, 0.5, np.array([0]), np.array([[1]])], ids=["negative", "too large", "between", "(1,)", "(1, 1)"]
 )
 def test_observations_outside_the_declared_space_are_an_error(obs, monkeypatch):
     reset = World.reset
