@@ -79,8 +79,6 @@ def parse_args(argv=None):
     add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
-    if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
-        parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
@@ -88,6 +86,8 @@ def parse_args(argv=None):
         args = parser.parse_args(argv)
         if args.env_id != flags["env_id"]:
             parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
+    if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
+        parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
     return args
 
 
@@ -289,7 +289,7 @@ def worker(send, rank, args, optimizer, shared, start_step):
     running_return = 0.0
     gradient_delays = []
     send(Report(start_step, {}, [], None))  # ready to start
-    try:
+    with env:
         while (global_step := shared.global_step.value) < args.total_timesteps:
             # 1. Copy the shared weights, without a lock: other workers keep writing.
             weights.copy_(optimizer.weights)
@@ -345,8 +345,6 @@ def worker(send, rank, args, optimizer, shared, start_step):
                 obs, info = env.reset()
                 lstm_state = None
                 running_return = 0.0
-    finally:
-        env.close()
 
 
 def train(args):

@@ -13,14 +13,14 @@ Queues   Agents send observations; a predictor answers all pending ones as one b
          num_steps steps; a trainer learns from all pending ones, at least min_batch_size segments, as one batch.
 Lag      The weights that learn from an action are charts/policy_lag updates newer than those that chose it. By then
          its π may be tiny: ε_log keeps log π finite where π underflows to 0 (also in H), and removes the gradient of
-         actions whose π is far below ε_log.
+         actions whose π is far below ε_log. It is added to π as in the paper; its code has max(π, ε_log).
 Departs  one lock keeps prediction and training from overlapping (in the paper they run concurrently); a trainer takes
          all pending segments (its code's default is one) and computes V of a segment's last state itself, with the
-         newest weights; truncated episodes bootstrap, too; num_steps is 20 rather than 5; the gradient's norm is
-         clipped; RMSProp is PyTorch's, with ε = 0.1 outside the square root and a mean square that starts at 0; the
-         numbers of agents, predictors and trainers are fixed; ε_log is added to π (its code: max(π, ε_log)); tanh
-         units for flat observations; Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, rewards clipped to
-         ±1 for learning only, each frame's mean is subtracted
+         newest weights; an episode's last step counts (its code drops it); truncated episodes bootstrap, too;
+         num_steps is 20 rather than 5; the step size is annealed; the gradient's norm is clipped; RMSProp is
+         PyTorch's, with ε = 0.1 outside the square root and a mean square that starts at 0; the numbers of agents,
+         predictors and trainers are fixed; tanh units for flat observations; Atari: no sticky actions, no FIRE at
+         reset, up to 30 no-ops, rewards clipped to ±1 for learning only, each frame's mean is subtracted
 Run      python related/ga3c.py
          Threads and processes run freely, so a seed does not reproduce a run.
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (6 seeds)
@@ -90,12 +90,10 @@ def parse_args(argv=None):
     add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
-    if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
-        parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
     try:
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
-        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+        parser.error(f"argument --device: {str(error).splitlines()[0][:200]}")
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
@@ -103,6 +101,8 @@ def parse_args(argv=None):
         args = parser.parse_args(argv)
         if args.env_id != flags["env_id"]:
             parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
+    if game := re.fullmatch(r"(\w+)NoFrameskip-v\d", args.env_id):
+        parser.error(f"argument --env-id: {args.env_id} is now called ALE/{game[1]}-v5")
     return args
 
 
@@ -198,7 +198,7 @@ def play(request_pipe, segment_pipe, rank, args, start_step):
     """An agent: step the environment forever with the actions that answer its requests, and send segments."""
     env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
     obs, _ = env.reset(seed=derive_seed(args.seed, 0, start_step, rank))
-    try:
+    with env:
         while True:
             observations, actions, rewards, versions = [obs], [], [], []
             done = False
@@ -222,8 +222,6 @@ def play(request_pipe, segment_pipe, rank, args, start_step):
             segment_pipe.send(tuple(segment))  # in some debuggers this file's classes cannot be unpickled
             if done:
                 obs, _ = env.reset()
-    finally:
-        env.close()
 
 
 def predict(request_pipes, agent, shared, args):

@@ -12,8 +12,8 @@ Update   L = -E[log π(a|s) A] + vf_coef E[(v - V(s))²] - ent_coef E[H(π(·|s)
          are constants
 Actors   Each worker process is an actor: it copies the newest weights, plays num_steps steps with them, and sends this
          unroll with the logits of μ, the policy that acted. An unroll may span several episodes. By the time the
-         learner uses it, π has had charts/policy_lag updates since the copy. An actor sends its next unroll once the
-         learner has received the one before; otherwise the processes run freely, so a seed does not reproduce a run.
+         learner uses it, π is charts/policy_lag updates newer than μ. An actor sends its next unroll once the learner
+         has received the one before; otherwise the processes run freely, so a seed does not reproduce a run.
 Departs  Adam without momentum, which is RMSProp with a bias correction; losses are means over the batch; truncated
          episodes bootstrap from their last observation; orthogonal initialization; no LSTM. Flat observations:
          separate networks for π and V; observations are normalized by their running mean and variance, rewards divided
@@ -88,7 +88,7 @@ def parse_args(argv=None):
     try:
         torch.empty(0, device=args.device)  # fails if PyTorch lacks the device
     except (AssertionError, RuntimeError) as error:
-        parser.error(f"argument --device: {str(error).splitlines()[0]}")
+        parser.error(f"argument --device: {str(error).splitlines()[0][:200]}")
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
         flags = load_checkpoint(args.resume)["flags"]
         kept = flags.keys() - {"resume", "device", "run_dir", "wandb_mode", "wandb_project"}
@@ -284,7 +284,7 @@ def worker(send, rank, args, shared_agent, version, slot, start_step):
     torch.manual_seed(seed)
     obs, info = env.reset(seed=seed)
     running_return = 0.0
-    try:
+    with env:
         while True:
             unroll = Unroll(
                 rank=rank,
@@ -325,8 +325,6 @@ def worker(send, rank, args, shared_agent, version, slot, start_step):
             unroll.observations[-1] = obs
             slot.acquire()
             send(unroll)
-    finally:
-        env.close()
 
 
 def train(args):
