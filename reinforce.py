@@ -86,7 +86,7 @@ def parse_args(argv=None):
         if args.env_id != flags["env_id"]:
             parser.error(f"argument --resume: {args.resume} was trained on {flags['env_id']}, not on {args.env_id}")
     if args.psi == "value_baseline" and args.value_warmup >= args.total_timesteps:
-        parser.error(f"argument --value-warmup: {args.value_warmup} steps are the whole run; π would learn nothing")
+        parser.error(f"argument --value-warmup: {args.value_warmup} is not below --total-timesteps: π cannot learn")
     return args
 
 

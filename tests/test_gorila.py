@@ -7,6 +7,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -351,9 +352,9 @@ def test_the_step_size_is_constant_without_annealing(monkeypatch):
 
 def test_messages_arrive_as_they_were_sent(capsys):
     """From pipes and, once their bundles have connected, from other machines; a bundle's end is reported."""
-    store, accepted = SimpleNamespace(values={}), []
+    store, connections = SimpleNamespace(values={}), {}
     store.set = store.values.__setitem__
-    thread = threading.Thread(target=lambda: accepted.extend(gorila.accept(store, 2)))
+    thread = threading.Thread(target=lambda: connections.update(gorila.accept(store, 2)))
     thread.start()
     while "port" not in store.values:
         time.sleep(0.01)
@@ -361,28 +362,35 @@ def test_messages_arrive_as_they_were_sent(capsys):
     socket.create_connection(address).close()
     with pytest.raises(multiprocessing.AuthenticationError):
         Client(address, authkey=b"guessed")
-    clients = [Client(address, authkey=key) for _ in range(2)]
+    bundles = []
+    for number in (5, 3):
+        bundles.append(Client(address, authkey=key))
+        bundles[-1].send(number)
     thread.join(60)
     with pytest.raises(ConnectionRefusedError):
         Client(address, authkey=key)  # the port is closed
     here, bundle = multiprocessing.Pipe()
-    bundles, connections = [bundle, *clients], [here, *accepted]
+    bundles.append(bundle)
+    connections[here] = 0
     messages = gorila.receive_messages(connections)
     report = {"episodes": [[1.5, 3]], "metrics": {"a": -1e-300, "π": 2**60}, "outlier": False}
-    vectors = [np.zeros(0, np.float32), np.random.randn(10_000), np.array([math.inf, -0.0, 1e-45])]
-    for i, bundle in enumerate(bundles):
+    vectors = [np.zeros(0, np.float32), np.random.randn(100_000), np.array([math.inf, -0.0, 1e-45])]
+    for number, bundle in zip((5, 3, 0), bundles, strict=True):
         for vector in vectors:
-            bundle.send((vector, report))
+            thread = threading.Thread(target=bundle.send, args=((vector, report),))  # it may exceed the pipe's buffer
+            thread.start()
             connection, gradient, received = next(messages)
-            assert connection is connections[i] and np.array_equal(gradient, vector) and received == report
-            connection.send((vector, {"num_updates": 1}))
-            assert np.array_equal(bundle.recv()[0], vector)
+            assert connections[connection] == number and np.array_equal(gradient, vector) and received == report
+            thread.join()
+            connection.send((vector[:10], {"num_updates": 1}))
+            assert np.array_equal(bundle.recv()[0], vector[:10])
+    capsys.readouterr()
     bundles[1].close()
     bundles[2].send((vector, report))
-    assert next(messages)[0] is connections[2] and capsys.readouterr().out == "bundle 1 died, 2 left\n"
+    assert next(messages)[0] is here and capsys.readouterr().out == "bundle 3 died, 2 left\n"
     bundles[0].close()
     bundles[2].close()
-    with pytest.raises(gorila.RunError, match=r"bundle . died, and no other is left"):
+    with pytest.raises(gorila.RunError, match=r"bundle [05] died, and no other is left"):
         next(messages)
 
 
@@ -391,7 +399,7 @@ def test_messages_arrive_as_they_were_sent(capsys):
 
 @pytest.fixture
 def in_threads(monkeypatch):
-    """Bundles are threads, connected with the server by queues: what a run learns does not depend on processes."""
+    """Bundles are threads, connected with the server by pipes: what a run learns does not depend on processes."""
     errors = []
 
     def play(connection, *bundle_args):
@@ -610,7 +618,7 @@ def test_a_bundle_that_dies_before_it_connects_is_noticed(monkeypatch, forkserve
 
 def test_faults_in_the_shell_leave_no_process():
     """Four runs at the same time, each with its own fault; the bundles of a killed server say what has happened."""
-    ended = "".join(f"bundle {bundle}: the parameter server has ended\n" for bundle in range(2))
+    ended = "".join(f"bundle {bundle}: the connection to the parameter server has ended\n" for bundle in range(2))
     played = ["played"] * 4  # by two environments in each of two bundles
 
     def ctrl_c(process):
@@ -653,14 +661,15 @@ def test_faults_in_the_shell_leave_no_process():
 
 
 def test_two_machines_are_two_torchrun_commands(tmp_path):
-    """Both on this machine; the bundle of the second one is killed, and the run continues to its end."""
+    """Both on this machine, with two bundles each; one of the second's is killed, and the run continues to its end."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     flags = (
-        "--total-timesteps 30000 --num-bundles 1 --num-envs 8 --train-interval 16 --learning-starts 64 --batch-size 8 "
-        "--log-interval 1000 --wandb-mode disabled --eval-episodes 2"
+        "--env-id test_gorila:GorilaClosing-v0 --total-timesteps 3000 --num-bundles 2 --num-envs 2 --train-interval 8 "
+        "--learning-starts 64 --batch-size 8 --log-interval 1000 --wandb-mode disabled --eval-episodes 2"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    options["env"] = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONUNBUFFERED": ""}
     with contextlib.ExitStack() as stack:
         runs = []
         for rank in (0, 1):
@@ -670,20 +679,18 @@ def test_two_machines_are_two_torchrun_commands(tmp_path):
             command = [sys.executable, *torchrun.split(), ROOT / "related" / "gorila.py", *flags.split()]
             runs.append(stack.enter_context(subprocess.Popen(command, **options)))
             stack.callback(os.killpg, runs[-1].pid, signal.SIGKILL)
-        for line in runs[0].stdout:
-            if line.startswith("step"):
-                break
-        while not (bundles := bundles_of(runs[1].pid)) or not has_socket(bundles[0]):
-            time.sleep(0.1)
-        time.sleep(1)  # until it has sent a message
-        os.kill(bundles[0], signal.SIGKILL)
+        for _ in range(4):  # both bundles play, in two environments each
+            next(line for line in runs[1].stdout if line.startswith("played"))
+        os.kill(bundles_of(runs[1].pid)[0], signal.SIGKILL)
         outs = [process.communicate(timeout=300) for process in runs]
         stack.pop_all()
     assert [process.returncode for process in runs] == [0, 0], outs
-    assert outs[0][0].count("died") == 1 and "died, 1 left" in outs[0][0] and outs[1][0] == ""
+    assert re.search(r"^bundle [23] died, 3 left$", outs[0][0], re.MULTILINE) and outs[0][0].count("died") == 1
+    assert re.search(r"^waiting for 2 bundles of other machines on port \d+$", outs[0][0], re.MULTILINE)
+    assert re.search(r"^bundle [23]: the connection to the parameter server has ended$", outs[1][1], re.MULTILINE)
     assert "evaluation  return" in outs[0][0]
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
-    assert torch.load(path, weights_only=True)["global_step"] >= 30_000
+    assert torch.load(path, weights_only=True)["global_step"] >= 3000
 
 
 def bundles_of(pid):
@@ -694,9 +701,3 @@ def bundles_of(pid):
 
     (script,) = children(pid)
     return [child for child in children(script) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def has_socket(pid):
-    """Return whether a process has opened a socket."""
-    links = [link for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
-    return any("socket" in os.readlink(link) for link in links)

@@ -359,7 +359,7 @@ def test_rewards_that_are_not_finite_change_no_weight(psi):
 def test_a_run_that_ends_before_the_policy_learns_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         quick("--value-warmup", "1024")
-    assert "argument --value-warmup: 1024 steps are the whole run" in capsys.readouterr().err
+    assert "argument --value-warmup: 1024 is not below --total-timesteps" in capsys.readouterr().err
     assert quick("--value-warmup", "1023").value_warmup == 1023
     assert quick("--value-warmup", "1024", "--psi", "elite").value_warmup == 1024
 
