@@ -271,7 +271,9 @@ def train(args):
     if not has_frames:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling)
-    q_network.to(args.device, memory_format=torch.channels_last)  # convolutions are faster in this layout
+    q_network.to(args.device)
+    if "mps" not in args.device:  # PyTorch 2.13 misreads this layout there, silently (its issue 192212)
+        q_network.to(memory_format=torch.channels_last)  # convolutions are faster in this layout
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
     modules = {"agent": q_network, "target_network": target_network, "optimizer": optimizer}

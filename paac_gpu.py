@@ -263,7 +263,9 @@ def train(args):
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, args.network)
-    agent.to(args.device, memory_format=torch.channels_last)  # the layout of the frames
+    agent.to(args.device)
+    if "mps" not in args.device:  # PyTorch 2.13 misreads this layout there, silently (its issue 192212)
+        agent.to(memory_format=torch.channels_last)  # the layout of the frames
     if not agent.image:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     betas = args.adam_beta1, 0.999

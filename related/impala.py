@@ -337,7 +337,9 @@ def train(args):
     if len(env.observation_space.shape) == 1:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     agent = ActorCritic(env.observation_space, int(env.action_space.n))
-    agent.to(args.device, memory_format=torch.channels_last)  # convolutions are faster in this layout
+    agent.to(args.device)
+    if "mps" not in args.device:  # PyTorch 2.13 misreads this layout there, silently (its issue 192212)
+        agent.to(memory_format=torch.channels_last)  # convolutions are faster in this layout
     # No momentum (β1 = 0), as in the paper; without Adam's bias correction the first steps would be too large.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
     checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}

@@ -680,6 +680,27 @@ def test_a_video_has_its_own_render_mode(name):
     env.close()
 
 
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_convolutions_on_mps_keep_their_layout(name, device, monkeypatch):
+    """PyTorch 2.13 misreads channels_last weights there (its issue 192212). The test needs no such device."""
+    if name not in {"dqn", "paac_gpu", "impala"}:
+        pytest.skip("keeps PyTorch's layout everywhere")
+
+    def stop(*args, **kwargs):
+        raise StopIteration
+
+    module, args = quick(name, "--env-id", "ALE/Pong-v5")
+    args.device = device
+    formats = []
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda self, device=None, memory_format=None: formats.append(memory_format)
+    )
+    monkeypatch.setattr(torch.optim, "Adam", stop)
+    with pytest.raises(StopIteration):
+        module.train(args)
+    assert (torch.channels_last in formats) == (device == "cpu")
+
+
 def test_observations_of_another_shape_are_an_error(name):
     if name == "tabular_q":
         pytest.skip("states are integers")
