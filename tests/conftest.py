@@ -1,5 +1,7 @@
+import os
 import signal
 import sys
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
@@ -23,13 +25,29 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "run", None)  # which a test that ends without wandb.finish would leave set
 
 
+@pytest.fixture(scope="session")
+def forkserver_errors(tmp_path_factory):
+    """Start a server from which workers are forked -> the file of their error output, of the current test alone."""
+    context = torch.multiprocessing.get_context("forkserver")
+    # What is slow to import; an optimizer imports torch._dynamo, and a process its parent's __main__, which is pytest.
+    context.set_forkserver_preload(["torch", "torch._dynamo", "gymnasium", "wandb", "pytest"])
+    path, stderr = tmp_path_factory.mktemp("forkserver") / "errors", os.dup(2)
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 2)  # otherwise the server keeps the stream of the test that starts it
+        ensure_running()
+    os.dup2(stderr, 2)
+    os.close(stderr)
+    return path
+
+
 @pytest.fixture
-def forkserver(monkeypatch):
+def forkserver(monkeypatch, forkserver_errors):
     """Fork workers from a process that has already imported the slow modules, once for all tests."""
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "gymnasium", "wandb"])
     monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: context)
-    return context
+    os.truncate(forkserver_errors, 0)
+    yield context
+    sys.stderr.write(forkserver_errors.read_text())  # pytest shows it if the test has failed
 
 
 @pytest.fixture

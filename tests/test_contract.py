@@ -564,15 +564,13 @@ def test_observations_that_are_not_finite_end_the_run(name):
     assert text == f"{name}.py: error: {not_finite(name, 'probes:NotANumberObservation-v0')}"
 
 
-def test_an_environment_that_raises_ends_the_run_with_its_own_error(name, tmp_path, capfd, monkeypatch):
-    # Spawn here: a fork server's children print to the server's streams, which belong to another test.
-    monkeypatch.setattr(torch.multiprocessing, "get_context", multiprocessing.get_context)
+def test_an_environment_that_raises_ends_the_run_with_its_own_error(name, tmp_path, forkserver_errors):
     env_id = "probes:CrashTable-v0" if name == "tabular_q" else "probes:Crash-v0"
     module, args = quick(name, "--env-id", env_id, "--total-timesteps", "20000")
     expected = module.RunError if name in PROCESSES else ZeroDivisionError  # a process prints its own traceback
     with pytest.raises(expected, match=f"{PROCESSES[name]} 0" if name in PROCESSES else "by its\nstep"):
         module.train(args)
-    assert name not in PROCESSES or "ZeroDivisionError: by its" in capfd.readouterr().err
+    assert name not in PROCESSES or "ZeroDivisionError: by its" in forkserver_errors.read_text()
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
     assert torch.load(path, weights_only=True)["global_step"] >= 900 and wandb.run is None
 
@@ -690,7 +688,7 @@ def test_convolutions_on_mps_keep_their_layout(name, device, monkeypatch):
         raise StopIteration
 
     module, args = quick(name, "--env-id", "ALE/Pong-v5")
-    args.device = device
+    args.device, args.num_envs = device, 1
     formats = []
     monkeypatch.setattr(
         torch.nn.Module, "to", lambda self, device=None, memory_format=None: formats.append(memory_format)
