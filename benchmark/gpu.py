@@ -1,6 +1,7 @@
 """Measure paac_gpu.py and dqn.py on one GPU; every row is saved as soon as it is known.
 
-    python benchmark/gpu.py                  emulators, speeds, variants, paac_gpu.py on Pong until 18, dqn.py's speed
+    python benchmark/gpu.py                  emulators, speeds, variants, paac_gpu.py on Pong until 18, dqn.py's speed,
+                                             compiled: last, because an error in it can spoil CUDA for the others
     python benchmark/gpu.py --part breakout  paac_gpu.py on Breakout until 250, then dqn.py on Pong until 18
     python benchmark/gpu.py --part torchrun  a short run by torchrun, one process
     python benchmark/gpu.py --small          small numbers, with or without a GPU: a test of this program
@@ -178,7 +179,7 @@ class Table:
 
 
 def measure_speeds(args, deadline):
-    """Measure emulators, paac_gpu.py, its variants, Pong by paac_gpu.py, and dqn.py."""
+    """Measure emulators, paac_gpu.py, its variants, Pong by paac_gpu.py, dqn.py, and paac_gpu.py compiled."""
     numbers, window = ((2, 4), (0.3, 1)) if args.small else ((16, 64, 128, 256), (6, 10))  # seconds, updates
     table = Table(args.out / "gpu_emulators.csv")
     for num_envs in numbers:
@@ -193,14 +194,20 @@ def measure_speeds(args, deadline):
 
     columns["num_envs"] = numbers[1]
     flags = [*PONG, "--network", "nature", "--num-envs", str(numbers[1])]
-    for variant, change in variants(importlib.import_module("paac_gpu").ActorCritic, args.small):
+    *eager, compiled = variants(importlib.import_module("paac_gpu").ActorCritic, args.small)
+    for variant, change in eager:
         with change:
             table.measure("paac_gpu", flags, columns | {"variant": variant}, speed, *window)
 
     play("paac_gpu", settings("paac_gpu", "Pong", args), 18, deadline - 30, args.out / "gpu_paac_gpu_Pong.csv")
 
-    flags = [*settings("dqn", "Pong", args), "--learning-starts", "1000", "--buffer-size", "50000"]
-    table.measure("dqn", flags, {"script": "dqn", "network": "", "num_envs": "", "variant": ""}, speed, *window)
+    late = ["--learning-starts", "1000", "--buffer-size", "50000", "--epsilon-start", "0.02"]  # most actions from Q
+    columns_of_dqn = {"script": "dqn", "network": "", "num_envs": "", "variant": ""}
+    table.measure("dqn", [*settings("dqn", "Pong", args), *late], columns_of_dqn, speed, *window)
+
+    variant, change = compiled
+    with change:
+        table.measure("paac_gpu", flags, columns | {"variant": variant}, speed, *window)
 
 
 def measure_breakout(args, deadline):

@@ -272,7 +272,7 @@ CARTPOLE = "--env-id CartPole-v1 --gamma 0.98 --total-timesteps 200000 --log-int
 PONG = "--env-id ALE/Pong-v5 --gamma 0.99 --total-timesteps 20000 --log-interval 4000 --eval-episodes 0"
 FLAGS = {  # script: flags that make its settings comparable, ending with its number of environments
     "a3c": "--rmsprop-eps 0.01 --num-workers",
-    "ga3c": "--rmsprop-eps 0.1 --num-agents",  # added outside the square root
+    "ga3c": "--rmsprop-eps 0.1 --device cpu --num-agents",  # ε is added outside the square root
     "paac_gpu": "--gae-lambda 1 --network nips --device cpu --num-envs",
     "impala": "--batch-size 1 --device cpu --num-workers",
 }
@@ -403,7 +403,7 @@ def bundles(num_seeds=3):
         curves = []
         for seed in range(1, num_seeds + 1):
             flags = ["--total-timesteps", "100000", "--seed", str(seed)]
-            flags += ["--num-bundles", number] if name == "gorila" else []
+            flags += ["--num-bundles", number] if name == "gorila" else ["--device", "cpu"]
             script, logged = importlib.import_module(name), []
             with mock.patch.object(script, "log_progress", lambda *args, logged=logged: logged.append(args[-1])):
                 run = timed_train(script, flags)
