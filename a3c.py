@@ -278,7 +278,7 @@ def worker(send, rank, args, optimizer, shared, start_step):
 
     optimizer and shared are common to all workers; shared.global_step is the paper's T. send delivers a Report.
     """
-    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
+    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="recorded_episode")
     agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
     weights = flatten_parameters(agent)
     agent.obs_statistics, agent.return_statistics = shared.obs_statistics, shared.return_statistics
@@ -338,7 +338,7 @@ def worker(send, rank, args, optimizer, shared, start_step):
             if done or global_step >= shared.next_log.value:
                 metrics = {name: value.item() for name, value in metrics.items()}
                 metrics["charts/learning_rate"] = learning_rate
-                statistics = info.pop("statistics") if done else None
+                statistics = info.pop("recorded_episode") if done else None
                 send(Report(global_step, metrics, gradient_delays, statistics))
                 gradient_delays = []
             if done:

@@ -278,6 +278,8 @@ def train(args):
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
     modules = {"agent": q_network, "target_network": target_network, "optimizer": optimizer}
     checkpoint = load_checkpoint(args.resume, **modules) if args.resume else {}
+    for weights, state in optimizer.state.items():  # fused Adam presumes the weights' layout; on MPS it was another
+        state |= {name: torch.empty_like(weights).copy_(state[name]) for name in ("exp_avg", "exp_avg_sq")}
     start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     rng = np.random.default_rng(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise
 
@@ -387,7 +389,8 @@ def make_envs(args, num_envs, **options):
         # SyncVectorEnv steps a single environment faster than the environment's own vector class does.
         mode = "sync" if args.pixels or num_envs == 1 else None
         envs = gym.make_vec(args.env_id, num_envs, mode, **args.env_kwargs | options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
+    if not is_atari(args):  # whose infos hold the lives
+        envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0

@@ -13,7 +13,7 @@ Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s)
 Ranks    torchrun --nproc-per-node K paac_gpu.py starts K processes, each with its own device and num_envs environments,
          that average their gradients: equivalent to one process with K · num_envs environments, except that the
          running statistics are those of the first process
-Departs  Adam instead of RMSProp (the authors': initial mean square 1, ε = 0.1 inside the root); GAE; orthogonal
+Departs  Adam instead of the authors' RMSProp (initial mean square 1, ε = 0.1 inside the root); GAE; orthogonal
          initialization; truncated episodes bootstrap from their last observation. The mean of all frames so far is
          subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards
          clipped to ±1 and a lost life is terminal, for learning only. Flat observations: as in a2c.py, with separate
@@ -272,6 +272,8 @@ def train(args):
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=betas, eps=1e-5, fused=True)
     checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
     optimizer.param_groups[0]["betas"] = betas  # not those of the checkpoint
+    for weights, state in optimizer.state.items():  # fused Adam presumes the weights' layout; on MPS it was another
+        state |= {name: torch.empty_like(weights).copy_(state[name]) for name in ("exp_avg", "exp_avg_sq")}
     start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     torch.manual_seed(derive_seed(args.seed, 2, start_step, rank))  # every rank and every resumed run draws new noise
 
@@ -414,9 +416,11 @@ def make_envs(args, num_envs, **options):
         # From shared memory, Gymnasium 1.4 reads Text observations only once.
         vector_kwargs = {"shared_memory": False} if args.vectorization_mode == "async" else None
         envs = gym.make_vec(args.env_id, num_envs, args.vectorization_mode, vector_kwargs, **args.env_kwargs | options)
-        if args.vectorization_mode == "async":  # otherwise it waits forever for a step that SIGTERM has interrupted
-            envs.close = partial(envs.close, terminate=True)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
+        if args.vectorization_mode == "async":  # by force after 1 s: a step that SIGTERM interrupted never ends
+            processes, close = envs.processes, envs.close
+            envs.close = lambda: close(timeout=1, terminate=not all(process.is_alive() for process in processes))
+    if not is_atari(args):  # whose infos hold the lives
+        envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0

@@ -171,7 +171,7 @@ def policy_iteration(transitions, gamma):
 
 def train(args):
     """Learn or solve, log, save, evaluate -> (Q, history): (num_states, num_actions), [(global_step, return), ...]."""
-    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
+    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="recorded_episode")
     if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
         raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     q = [[args.initial_q] * int(env.action_space.n) for _ in range(env.observation_space.n)]  # lists are faster
@@ -223,7 +223,7 @@ def train(args):
             # 3. Continue with the next state, or with a new episode.
             state, action = next_state, next_action
             if terminated or truncated:
-                history.append((global_step, float(info.pop("statistics")["r"])))
+                history.append((global_step, float(info.pop("recorded_episode")["r"])))
                 state = to_state(env.reset()[0], len(q))
                 action = epsilon_greedy(q[state], epsilon, rng)
 

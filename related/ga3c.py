@@ -196,7 +196,7 @@ def update(agent, optimizer, segments, args):
 
 def play(request_pipe, segment_pipe, rank, args, start_step):
     """An agent: step the environment forever with the actions that answer its requests, and send segments."""
-    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
+    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="recorded_episode")
     obs, _ = env.reset(seed=derive_seed(args.seed, 0, start_step, rank))
     with env:
         while True:
@@ -217,7 +217,7 @@ def play(request_pipe, segment_pipe, rank, args, start_step):
                 rewards=rewards,
                 terminated=terminated,
                 versions=versions,
-                statistics=info.pop("statistics") if done else None,
+                statistics=info.pop("recorded_episode") if done else None,
             )
             segment_pipe.send(tuple(segment))  # in some debuggers this file's classes cannot be unpickled
             if done:

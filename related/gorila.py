@@ -9,12 +9,13 @@ Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the bundle'
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          --loss huber: |δ| - 1/2 in place of δ²/2 where |δ| > 1, for δ = y - Q(s,a); y is a constant
 Bundle   fetches the weights from the server, acts, and sends the gradient of L at these weights. It discards gradients
-         whose loss exceeds the mean of its recent losses by more than outlier_stds standard deviations. Every
-         target_update_interval updates of the server it copies the weights that it has just fetched to Q⁻.
+         whose loss exceeds the mean of its recent losses by more than outlier_stds standard deviations; where rewards
+         are rare, raise this flag, because the losses of steps with a reward are outliers, too. Every
+         target_update_interval updates of the server it copies to Q⁻ the weights that it has just fetched.
 Server   makes one Adam step per gradient, in order of arrival, and drops gradients computed from weights that are more
          than max_gradient_delay updates old.
 Faults   A bundle that dies does not stop the others; a machine that loses its network in the middle of a message does.
-         If the server dies, all bundles end.
+         If the server's process dies, all bundles end.
 Departs  TD errors are not clipped by default; Adam instead of AdaGrad, its step size annealed; one server, not sharded
          over machines; a bundle fetches the weights before it acts rather than between acting and learning; each actor
          steps several environments in parallel; the gradient's norm is clipped; truncated episodes bootstrap from their
@@ -497,7 +498,7 @@ def accept(store, number):
         store.set("port", str(port))
         print(f"waiting for {number} bundles of other machines on port {port}", flush=True)
         while len(connections) < number:
-            with contextlib.suppress(AuthenticationError, EOFError, ConnectionError):  # not a bundle
+            with contextlib.suppress(AuthenticationError, EOFError, OSError):  # not a bundle
                 connection = listener.accept()
                 connections[connection] = connection.recv()
     return connections
@@ -580,7 +581,8 @@ def make_envs(args, num_envs, **options):
         envs = make_atari(args, num_envs, **options)
     else:
         envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs | options)
-    envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
+    if not is_atari(args):  # whose infos hold the lives
+        envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0

@@ -277,7 +277,7 @@ def worker(send, rank, args, shared_agent, version, slot, start_step):
     shared_agent and version, the number of its updates, are in shared memory. The learner releases slot, a semaphore,
     when it has received the actor's previous unroll.
     """
-    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="statistics")
+    env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="recorded_episode")
     num_actions = int(env.action_space.n)
     agent = ActorCritic(env.observation_space, num_actions)
     seed = derive_seed(args.seed, 0, start_step, rank)
@@ -319,7 +319,7 @@ def worker(send, rank, args, shared_agent, version, slot, start_step):
                 if truncated:
                     unroll.last_observations[t] = obs
                 if terminated or truncated:
-                    unroll.statistics.append(info.pop("statistics"))
+                    unroll.statistics.append(info.pop("recorded_episode"))
                     obs, info = env.reset()
                     running_return = 0.0
             unroll.observations[-1] = obs
@@ -343,6 +343,8 @@ def train(args):
     # No momentum (β1 = 0), as in the paper; without Adam's bias correction the first steps would be too large.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
     checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
+    for weights, state in optimizer.state.items():  # fused Adam presumes the weights' layout; on MPS it was another
+        state |= {name: torch.empty_like(weights).copy_(state[name]) for name in ("exp_avg", "exp_avg_sq")}
     start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
     shared_agent = deepcopy(agent).cpu().share_memory()  # the weights that actors copy

@@ -10,8 +10,8 @@ Update   one Adam step per rollout on (1 - η) L + η L_Q; η = 0 is a2c.py, η 
          ∇L_Q = -E[δ (∇log π(a|s) + 2 vf_coef ∇V(s))] over transitions drawn uniformly from the replay buffer
          δ = r + γ max_a' Q̃(s',a') - Q̃(s,a)    δ = r - Q̃(s,a) if s' is terminal
          Q̃(s,a) = α (log π(a|s) + H(π(·|s))) + V(s)    α = ent_coef; where A2C has converged, Q̃ is the Q of π
-Departs  synchronous: one gradient step on both losses; a resumed run starts with an empty replay buffer; otherwise as
-         a2c.py; replayed observations and rewards are scaled by the current running statistics
+Departs  synchronous: one gradient step on both losses; a resumed run starts with an empty replay buffer; replayed
+         observations and rewards are scaled by the current running statistics; otherwise as in a2c.py
 Run      python related/pgql.py
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -258,7 +258,8 @@ def train(args):
     terminations, dones, is_transition = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
     done, running_return = np.zeros(args.num_envs, bool), np.zeros(args.num_envs, np.float32)
     rollout = observations, actions, rewards, terminations, dones, is_transition
-    replay = [np.zeros((args.buffer_size // rewards.size + 1, *x.shape), x.dtype) for x in rollout]  # the last rollouts
+    # The last rollouts. np.full touches the memory, np.zeros does not: a machine with too little fails now, not later.
+    replay = [np.full((args.buffer_size // rewards.size + 1, *x.shape), 0, x.dtype) for x in rollout]
     rng = np.random.default_rng(derive_seed(args.seed, 3, start_step))
     history = []
     global_step = start_step  # includes reset steps

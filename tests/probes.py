@@ -236,13 +236,10 @@ class OneInfo(Cue):
 
 
 class OwnStatistics(Cue):
-    """Its info has, except in the last step, the key that the scripts use for the return and length of an episode."""
-
-    steps = 0
+    """Its info has statistics with keys that Gymnasium's wrapper uses, too."""
 
     def info(self):
-        self.steps += 1
-        return {"statistics": {"r": 12345.0, "l": 7}} if self.steps % 20 else {}
+        return {"statistics": {"r": 12345.0, "l": 7}}
 
 
 class Ragged(OneInfo):

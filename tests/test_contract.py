@@ -609,6 +609,15 @@ def test_an_environment_that_reports_statistics_of_its_own(name):
     assert 90 < len(history) <= 128 and all(0 <= value <= 20 for _, value in history)
 
 
+def test_lives_are_known_where_atari_is_rendered(name):
+    if name not in {"dqn", "paac_gpu", "gorila"}:
+        pytest.skip("steps no games in a vector environment")
+    module, args = quick(name, "--env-id", "ALE/Breakout-v5", "--env-kwargs", '{"render_mode": "rgb_array"}')
+    envs = module.make_envs(args, 2)
+    assert envs.reset(seed=1)[1]["lives"].tolist() == [5, 5]
+    envs.close()
+
+
 def test_lives_count_only_in_atari(name):
     """A lost life changes nothing in another environment."""
     if name not in {"dqn", "paac_gpu"}:
@@ -697,6 +706,36 @@ def test_convolutions_on_mps_keep_their_layout(name, device, monkeypatch):
     with pytest.raises(StopIteration):
         module.train(args)
     assert (torch.channels_last in formats) == (device == "cpu")
+
+
+def test_a_checkpoint_from_mps_has_its_optimizer_laid_out_anew(name, tmp_path, monkeypatch):
+    """The fused Adam reads weights and statistics in the order of memory: their layouts must be equal."""
+    if name not in {"dqn", "paac_gpu", "impala"}:
+        pytest.skip("keeps PyTorch's layout everywhere")
+    flags = {"dqn": "--num-envs 1 --learning-starts 8", "paac_gpu": "--num-envs 1", "impala": ""}[name]
+    module, args = quick(name, *f"--env-id ALE/Pong-v5 {flags} --total-timesteps 100 --eval-episodes 0".split())
+    module.train(args)
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    states = [state for _, state in sorted(checkpoint["optimizer"]["state"].items())]
+    for state in states:  # as on MPS
+        state |= {key: value.contiguous() for key, value in state.items()}
+    torch.save(checkpoint, path)
+    optimizers = []
+
+    class Adam(torch.optim.Adam):
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict)
+            optimizers.append(self)
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    module.train(module.parse_args(["--resume", str(path)]))  # it has made all its steps: no update follows
+    ((group,), state_of) = optimizers[0].param_groups, optimizers[0].state
+    assert any(not weights.is_contiguous() for weights in group["params"])
+    for weights, saved in zip(group["params"], states, strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(state_of[weights][key], saved[key]) and saved["exp_avg_sq"].any()
+            assert state_of[weights][key].stride() == weights.stride()
 
 
 def test_observations_of_another_shape_are_an_error(name):

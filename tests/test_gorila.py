@@ -360,6 +360,11 @@ def test_messages_arrive_as_they_were_sent(capsys):
         time.sleep(0.01)
     address, key = ("localhost", int(store.values["port"])), store.values["key"]
     socket.create_connection(address).close()
+    with socket.create_connection(address) as stranger:
+        stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            while stranger.recv(1000):  # until it is turned away
+                pass
     with pytest.raises(multiprocessing.AuthenticationError):
         Client(address, authkey=b"guessed")
     bundles = []

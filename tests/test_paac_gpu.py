@@ -464,6 +464,30 @@ def test_signals_end_the_processes_of_environments(signum, tmp_path):
         os.killpg(process.pid, 0)  # no process is left
 
 
+class Resource(probes.ConstantReward):
+    """It writes to the file `notes` when it is opened and when it is closed."""
+
+    def __init__(self):
+        self.note("opened")
+
+    def close(self):
+        self.note("closed")
+
+    def note(self, word):
+        with open("notes", "a") as file:
+            file.write(f"{word}\n")
+
+
+gym.register("Resource-v0", Resource)
+
+
+def test_environments_in_processes_are_closed():
+    """Those of training before those of the evaluation are opened; Gymnasium opens one more to know the spaces."""
+    paac_gpu.train(quick("--env-id Resource-v0 --vectorization-mode async --num-envs 2 --eval-episodes 2"))
+    words = Path("notes").read_text().split()
+    assert [sorted(words[i : i + 6]) for i in (0, 6)] == [["closed"] * 3 + ["opened"] * 3] * 2 and len(words) == 12
+
+
 def test_an_error_in_the_process_of_an_environment_is_raised(tmp_path):
     warning = pytest.warns(UserWarning, match="Received the following error from Worker")
     with warning, pytest.raises(ZeroDivisionError, match="by its\nstep"):
