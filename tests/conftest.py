@@ -16,7 +16,8 @@ import probes  # noqa: E402, F401
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """Each test runs in an empty folder, on the CPU, without the caller's W&B settings."""
+    """Each test runs in an empty folder, on the CPU, with gradients, without the caller's W&B settings."""
+    torch.set_grad_enabled(True)  # a signal in another test can have left it off
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # in this process
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # in the processes it starts
