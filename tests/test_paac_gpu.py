@@ -441,8 +441,7 @@ def test_old_names_of_games_are_explained(capsys):
 # Environments in processes of their own
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_the_processes_of_environments(signum, tmp_path):
+def test_ctrl_c_in_the_shell_ends_the_processes_of_environments(tmp_path):
     """The checkpoint is saved and nothing waits for a step that the signal has interrupted."""
     flags = "--env-id Acrobot-v1 --vectorization-mode async --num-envs 2 --total-timesteps 100000000"
     flags += " --log-interval 100 --wandb-mode disabled --device cpu"
@@ -456,9 +455,9 @@ def test_signals_end_the_processes_of_environments(signum, tmp_path):
     )
     while not process.stdout.readline().startswith("step"):
         assert process.poll() is None
-    os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
+    os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[signum], err
+    assert process.returncode == 130, err
     assert "checkpoint  " in out and list(tmp_path.glob("runs/*/checkpoint.pt"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no process is left
