@@ -94,13 +94,13 @@ class Target(Probe):
 
 
 class Crash(Probe):
-    """An environment that raises in its 1000th step."""
+    """An environment that raises in its 300th step."""
 
     steps = 0
 
     def play(self, action):
         self.steps += 1
-        if self.steps == 1000:
+        if self.steps == 300:
             raise ZeroDivisionError("by its\nstep")
         return 0.0, 1, self.t == 10
 
