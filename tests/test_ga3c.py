@@ -397,16 +397,16 @@ def test_lag_with_many_agents(forkserver, monkeypatch):
 # Probe environments
 
 
-PROBE = "--num-agents 2 --num-steps 8 --learning-rate 0.003 --rmsprop-decay 0.9 --gamma 0.9 --vf-coef 0.5 --env-id"
+PROBE = "--num-agents 2 --num-steps 8 --learning-rate 0.006 --rmsprop-decay 0.9 --gamma 0.9 --vf-coef 0.5 --env-id"
 
 
 @pytest.mark.parametrize(
     ("env_id", "steps", "values"),
     [
-        ("ConstantReward-v0", 1000, {0: 1}),
-        ("ObservationReward-v0", 1500, {-1: -1, 1: 1}),
-        ("DelayedReward-v0", 3000, {0: 0.9, 1: 1}),
-        ("EndlessReward-v0", 6000, {0: 10}),  # 1 / (1 - γ), though every episode is truncated after 5 steps, sum 4.1
+        ("ConstantReward-v0", 400, {0: 1}),
+        ("ObservationReward-v0", 600, {-1: -1, 1: 1}),
+        ("DelayedReward-v0", 1000, {0: 0.9, 1: 1}),
+        ("EndlessReward-v0", 2000, {0: 10}),  # 1 / (1 - γ), though every episode is truncated after 5 steps, sum 4.1
     ],
 )
 def test_probes_of_values(env_id, steps, values, forkserver):

@@ -609,10 +609,10 @@ PROBE = "--num-workers 2 --num-steps 8 --batch-size 4 --learning-rate 0.01 --gam
 @pytest.mark.parametrize(
     ("env_id", "steps", "values"),
     [
-        ("ConstantReward-v0", 3000, {0: 1}),
-        ("ObservationReward-v0", 4000, {-1: -1, 1: 1}),
-        ("DelayedReward-v0", 4000, {0: 0.9, 1: 1}),
-        ("EndlessReward-v0", 6000, {0: 10}),  # 1 / (1 - γ), although every episode is truncated after 5 steps
+        ("ConstantReward-v0", 1500, {0: 1}),
+        ("ObservationReward-v0", 2000, {-1: -1, 1: 1}),
+        ("DelayedReward-v0", 2000, {0: 0.9, 1: 1}),
+        ("EndlessReward-v0", 3000, {0: 10}),  # 1 / (1 - γ), although every episode is truncated after 5 steps
     ],
 )
 def test_probes_of_values(env_id, steps, values, forkserver):
@@ -631,7 +631,7 @@ def test_probes_of_values(env_id, steps, values, forkserver):
     ],
 )
 def test_probes_of_actions(env_id, flags, forkserver):
-    agent, _ = impala.train(quick(PROBE, f"probes:{env_id} --total-timesteps 4000", flags))
+    agent, _ = impala.train(quick(PROBE, f"probes:{env_id} --total-timesteps 2000", flags))
     assert impala.evaluate(agent, quick("--env-id", env_id), 20) == [1.0] * 20
 
 
