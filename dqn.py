@@ -278,7 +278,7 @@ def train(args):
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
     modules = {"agent": q_network, "target_network": target_network, "optimizer": optimizer}
     checkpoint = load_checkpoint(args.resume, **modules) if args.resume else {}
-    for weights, state in optimizer.state.items():  # fused Adam needs the weights' layout; one saved on MPS has another
+    for weights, state in optimizer.state.items():  # fused Adam needs the weights' layout; an MPS checkpoint lacks it
         state |= {name: torch.empty_like(weights).copy_(state[name]) for name in ("exp_avg", "exp_avg_sq")}
     start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     rng = np.random.default_rng(derive_seed(args.seed, 2, start_step))  # a resumed run draws new noise

@@ -272,7 +272,7 @@ def train(args):
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=betas, eps=1e-5, fused=True)
     checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
     optimizer.param_groups[0]["betas"] = betas  # not those of the checkpoint
-    for weights, state in optimizer.state.items():  # fused Adam needs the weights' layout; one saved on MPS has another
+    for weights, state in optimizer.state.items():  # fused Adam needs the weights' layout; an MPS checkpoint lacks it
         state |= {name: torch.empty_like(weights).copy_(state[name]) for name in ("exp_avg", "exp_avg_sq")}
     start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     torch.manual_seed(derive_seed(args.seed, 2, start_step, rank))  # every rank and every resumed run draws new noise

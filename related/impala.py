@@ -343,7 +343,7 @@ def train(args):
     # No momentum (β1 = 0), as in the paper; without Adam's bias correction the first steps would be too large.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
     checkpoint = load_checkpoint(args.resume, agent=agent, optimizer=optimizer) if args.resume else {}
-    for weights, state in optimizer.state.items():  # fused Adam needs the weights' layout; one saved on MPS has another
+    for weights, state in optimizer.state.items():  # fused Adam needs the weights' layout; an MPS checkpoint lacks it
         state |= {name: torch.empty_like(weights).copy_(state[name]) for name in ("exp_avg", "exp_avg_sq")}
     start_step, run_id = checkpoint.get("global_step", 0), checkpoint.get("run_id")
     context = multiprocessing.get_context("spawn")  # fork can deadlock once torch has started threads
