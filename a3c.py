@@ -185,7 +185,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
+    """Make two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -198,7 +198,7 @@ def init(layer, gain):
 
 
 def n_step_returns(rewards, last_value, gamma):
-    """R_t = r_t + γ R_t+1, backwards from the value of the state after the last step; rewards and R are lists."""
+    """Return R_t = r_t + γ R_t+1, backwards from the value of the state after the last step, as a list like rewards."""
     returns = []
     for reward in reversed(rewards):
         last_value = reward + gamma * last_value
@@ -207,7 +207,7 @@ def n_step_returns(rewards, last_value, gamma):
 
 
 def a3c_loss(log_prob, entropy, values, returns, vf_coef, ent_coef):
-    """The loss L of the module docstring, a sum -> (loss, metrics, which are means); every tensor is (num_steps,)."""
+    """Compute the loss L of the module docstring, a sum, and metrics, which are means; every tensor is (num_steps,)."""
     advantages = returns - values
     policy_loss = -log_prob * advantages.detach()
     value_loss = advantages.square()
@@ -236,7 +236,7 @@ class SharedRMSprop(nn.Module):
         self.eps = eps
 
     def step(self, gradient, learning_rate):
-        """g = αg + (1 - α)Δθ², θ = θ - η Δθ / √(g + ε), in place and without a lock; gradient Δθ is (num_weights,)."""
+        """Set g = αg + (1 - α)Δθ², θ = θ - η Δθ / √(g + ε), in place, without a lock; gradient Δθ is (num_weights,)."""
         self.mean_square.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
         self.weights.addcdiv_(gradient, (self.mean_square + self.eps).sqrt(), value=-learning_rate)
 
@@ -274,7 +274,7 @@ class Report(NamedTuple):
 
 
 def worker(send, rank, args, optimizer, shared, start_step):
-    """Alg. S3 in one process: play and learn until all workers together have played args.total_timesteps steps.
+    """Run Alg. S3 in one process: play and learn until all workers together have played args.total_timesteps steps.
 
     optimizer and shared are common to all workers; shared.global_step is the paper's T. send delivers a Report.
     """
@@ -422,7 +422,7 @@ def start_worker(workers, context, rank, *worker_args):
 
 
 def run_worker(sender, *worker_args):
-    """Entry point of a worker process: a RunError goes to the parent, any other error prints its traceback."""
+    """Run a worker process: send a RunError to the parent; any other error prints its traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, which closes the environment
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -498,12 +498,12 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
+    """Return an independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
 def is_atari(args):
-    """Whether the environment is one of ALE's games."""
+    """Return whether the environment is one of ALE's games."""
     return args.env_id.split(":")[-1].startswith("ALE/")
 
 
@@ -634,12 +634,12 @@ class RunError(ValueError):
 
 
 def json_object(text):
-    """An argparse type: a JSON object, as a dict."""
+    """Parse a JSON object as a dict; an argparse type."""
     return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):
-    """An argparse type: an int or float from low to high."""
+    """Return an argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:

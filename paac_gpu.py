@@ -185,7 +185,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
+    """Make two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -198,7 +198,7 @@ def init(layer, gain):
 
 
 def compute_advantages(rewards, values, terminations, dones, gamma, gae_lambda):
-    """GAE(γ, λ), eq. 16; values has num_steps + 1 rows, the other arrays and the result are (num_steps, num_envs)."""
+    """Compute GAE(γ, λ), eq. 16, (num_steps, num_envs); values has num_steps + 1 rows, the other arrays num_steps."""
     # Only a terminal state stops the bootstrap: a truncated episode would have continued.
     deltas = rewards + gamma * values[1:] * ~terminations - values[:-1]
     advantages = np.zeros_like(values)  # one extra row of zeros, after the last step
@@ -208,7 +208,7 @@ def compute_advantages(rewards, values, terminations, dones, gamma, gae_lambda):
 
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, vf_coef, ent_coef):
-    """The loss L of the module docstring -> (loss, metrics); every tensor is (batch,)."""
+    """Compute the loss L of the module docstring -> (loss, metrics); every tensor is (batch,)."""
     policy_loss = -(log_prob * advantages).mean()
     value_loss = (returns - values).square().mean()
     entropy = entropy.mean()
@@ -229,7 +229,7 @@ def average_gradient(agent, count):
 
 
 def update(agent, optimizer, output, values, actions, rewards, terminations, dones, is_transition, args):
-    """One gradient step on a rollout -> metrics; output and values have num_steps + 1 rows, the others num_steps."""
+    """Take one gradient step on a rollout -> metrics; output and values have num_steps + 1 rows, others num_steps."""
     to_tensor = partial(torch.as_tensor, device=args.device)
     baseline = values.detach().cpu().numpy()  # advantages and returns carry no gradient
     advantages = compute_advantages(rewards, baseline, terminations, dones, args.gamma, args.gae_lambda)
@@ -404,7 +404,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
+    """Return an independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -444,7 +444,7 @@ def make_envs(args, num_envs, **options):
 
 
 def is_atari(args):
-    """Whether the environment is one of ALE's games."""
+    """Return whether the environment is one of ALE's games."""
     return args.env_id.split(":")[-1].startswith("ALE/")
 
 
@@ -549,12 +549,12 @@ class RunError(ValueError):
 
 
 def json_object(text):
-    """An argparse type: a JSON object, as a dict."""
+    """Parse a JSON object as a dict; an argparse type."""
     return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):
-    """An argparse type: an int or float from low to high."""
+    """Return an argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:

@@ -164,7 +164,7 @@ class ActorCritic(nn.Module):
 
 
 def discounted_returns(rewards, gamma):
-    """G_t = r_t + γ G_t+1, computed backwards from 0; rewards and the result are (num_steps, num_envs)."""
+    """Return G_t = r_t + γ G_t+1, computed backwards from 0; rewards and the result are (num_steps, num_envs)."""
     returns = np.zeros((len(rewards) + 1, *rewards.shape[1:]), np.float32)  # one extra row of zeros
     for t in reversed(range(len(rewards))):
         returns[t] = rewards[t] + gamma * returns[t + 1]
@@ -172,7 +172,7 @@ def discounted_returns(rewards, gamma):
 
 
 def psi_weights(psi, returns, values, is_transition, elite_fraction):
-    """Ψ_t, the weights selected by name, (batch,) like values; returns G_t, is_transition: (num_steps, num_envs)."""
+    """Return the weights Ψ_t named psi, (batch,) like values; returns G_t, is_transition: (num_steps, num_envs)."""
     if psi == "total_return":
         episode_of_step = is_transition.nonzero()[1]
         return returns[0][episode_of_step]  # the first row is G_0
@@ -188,7 +188,7 @@ def psi_weights(psi, returns, values, is_transition, elite_fraction):
 
 
 def reinforce_loss(log_prob, entropy, weights, num_episodes, ent_coef):
-    """The loss L without the value loss -> (loss, metrics); every tensor is (batch,), the steps of all episodes."""
+    """Compute L without the value loss -> (loss, metrics); every tensor is (batch,), the steps of all episodes."""
     # A sum over each episode's steps: a mean over all steps would give a step less weight in a batch of long episodes.
     policy_loss = -(weights * log_prob).sum() / num_episodes
     loss = policy_loss - ent_coef * entropy.sum() / num_episodes
@@ -196,7 +196,7 @@ def reinforce_loss(log_prob, entropy, weights, num_episodes, ent_coef):
 
 
 def update(agent, optimizer, observations, actions, rewards, truncations, is_transition, args):
-    """One gradient step on a batch, and several on V -> metrics; observations has one row more than the others."""
+    """Take one gradient step on a batch, and several on V -> metrics; observations has one row more than the others."""
     to_tensor = partial(torch.as_tensor, device=args.device)
     batch = to_tensor(observations[:-1][is_transition])  # (batch, obs_dim)
     output, values = agent(batch)
@@ -328,7 +328,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
+    """Return an independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -443,12 +443,12 @@ class RunError(ValueError):
 
 
 def json_object(text):
-    """An argparse type: a JSON object, as a dict."""
+    """Parse a JSON object as a dict; an argparse type."""
     return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):
-    """An argparse type: an int or float from low to high."""
+    """Return an argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:

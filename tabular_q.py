@@ -85,7 +85,7 @@ def linear_schedule(start, end, duration, step):
 
 
 def epsilon_greedy(q, epsilon, rng):
-    """Q(s, ·), a list -> with probability ε a random action, otherwise a best one, ties broken at random."""
+    """Choose a random action with probability ε, otherwise a best one from Q(s, ·), a list, ties broken at random."""
     if rng.random() < epsilon:
         return rng.randrange(len(q))
     best = max(q)
@@ -93,7 +93,7 @@ def epsilon_greedy(q, epsilon, rng):
 
 
 def td_target(algorithm, reward, next_q, next_action, epsilon, terminated, gamma):
-    """The target of the module docstring; next_q is Q(s', ·), a list; next_action is a'; epsilon is the policy's ε."""
+    """Return the target of the module docstring; next_q is Q(s', ·), a list, next_action a', epsilon the policy's ε."""
     if terminated:
         return reward
     if algorithm == "q_learning":
@@ -118,7 +118,7 @@ def flat_model(model):
 
 
 def can_reach(p_pi, goals):
-    """States from which some state in goals can be reached, goals included; goals and the result are (num_states,)."""
+    """Return the states from which one of the goals can be reached, goals included; both are masks (num_states,)."""
     reached = goals
     while True:
         extended = reached | (p_pi[:, reached] > 0).any(axis=1)  # by one more step
@@ -128,7 +128,7 @@ def can_reach(p_pi, goals):
 
 
 def policy_evaluation(transitions, policy, gamma):
-    """V_π (num_states,), the exact solution of V = r_π + γ P_π V, eq. 4.4; NaN if γ = 1 and π may never terminate."""
+    """Solve V = r_π + γ P_π V, eq. 4.4, exactly -> V_π (num_states,); NaN if γ = 1 and π may never terminate."""
     num_states = len(transitions)
     s, a, p, next_s, r, terminated = flat_model(transitions)
     weight = policy[s, a] * p  # the probability of each transition, given its state
@@ -146,7 +146,7 @@ def policy_evaluation(transitions, policy, gamma):
 
 
 def action_values(transitions, values, gamma):
-    """Q(s, a) = Σ p(s', r|s, a) (r + γ V(s')), eq. 4.6: (num_states,) -> (num_states, num_actions)."""
+    """Return Q(s, a) = Σ p(s', r|s, a) (r + γ V(s')), eq. 4.6: (num_states,) -> (num_states, num_actions)."""
     s, a, p, next_s, r, terminated = flat_model(transitions)
     q = np.zeros((len(transitions), len(transitions[0])))
     np.add.at(q, (s, a), p * (r + gamma * np.where(terminated, 0, values[next_s])))
@@ -154,7 +154,7 @@ def action_values(transitions, values, gamma):
 
 
 def policy_iteration(transitions, gamma):
-    """The optimal policy (num_states, num_actions) and its values (num_states,), section 4.3."""
+    """Return an optimal policy (num_states, num_actions) and its values (num_states,), section 4.3."""
     # With γ = 1 a loop with reward has no finite value: NaN. A loop without reward is always left, because the initial
     # policy is uniform and ties share probability. An action that may lead to NaN is taken only if all may.
     policy = np.full((len(transitions), len(transitions[0])), 1 / len(transitions[0]))
@@ -244,7 +244,7 @@ def train(args):
 
 
 def exact_values(env, q, optimal_values, gamma):
-    """Exact values of the greedy and the optimal policy, averaged over the initial states; {} without a model."""
+    """Return exact values of the greedy and the optimal policy, means over the initial states; {} without a model."""
     if optimal_values is None:
         return {}
     greedy_values = policy_evaluation(env.unwrapped.P, greedy_policy(np.array(q)), gamma)
@@ -296,7 +296,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
+    """Return an independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -313,7 +313,7 @@ def make_env(args, **options):
 
 
 def to_state(obs, num_states):
-    """The observation as a Python int; RunError if it is not one of the declared states."""
+    """Return the observation as a Python int; raise RunError if it is not one of the declared states."""
     if getattr(obs, "shape", ()) == () and 0 <= obs < num_states and int(obs) == obs:
         return int(obs)
     raise RunError(f"the observation {obs!r} is not in the declared Discrete({num_states})")
@@ -411,12 +411,12 @@ class RunError(ValueError):
 
 
 def json_object(text):
-    """An argparse type: a JSON object, as a dict."""
+    """Parse a JSON object as a dict; an argparse type."""
     return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):
-    """An argparse type: an int or float from low to high."""
+    """Return an argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:

@@ -133,7 +133,7 @@ class ActorCritic(nn.Module):
 
 
 def n_step_returns(rewards, last_value, gamma):
-    """R_t = r_t + γ R_t+1, backwards from the value of the state after the last step; rewards and R are lists."""
+    """Return R_t = r_t + γ R_t+1, backwards from the value of the state after the last step, as a list like rewards."""
     returns = []
     for reward in reversed(rewards):
         last_value = reward + gamma * last_value
@@ -142,7 +142,7 @@ def n_step_returns(rewards, last_value, gamma):
 
 
 def ga3c_loss(logits, actions, values, returns, vf_coef, ent_coef, log_epsilon):
-    """The loss L of the module docstring, a sum -> (loss, metrics, which are means).
+    """Compute the loss L of the module docstring, a sum, and metrics, which are means.
 
     logits are (batch, num_actions), the other tensors (batch,).
     """
@@ -171,7 +171,7 @@ class Segment(NamedTuple):
 
 
 def update(agent, optimizer, segments, args):
-    """One gradient step on segments -> metrics."""
+    """Take one gradient step on segments -> metrics."""
     # The last observations, of which only the value is needed, are the last rows of the batch.
     observations = [segment.observations[:-1] for segment in segments]
     observations += [segment.observations[-1:] for segment in segments]
@@ -375,7 +375,7 @@ def start_worker(workers, context, rank, *worker_args):
 
 
 def run_worker(*worker_args):
-    """Entry point of an agent's process: an error prints its traceback."""
+    """Run an agent's process; an error prints its traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, which closes the environment
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -428,12 +428,12 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
+    """Return an independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
 def is_atari(args):
-    """Whether the environment is one of ALE's games."""
+    """Return whether the environment is one of ALE's games."""
     return args.env_id.split(":")[-1].startswith("ALE/")
 
 
@@ -555,12 +555,12 @@ class RunError(ValueError):
 
 
 def json_object(text):
-    """An argparse type: a JSON object, as a dict."""
+    """Parse a JSON object as a dict; an argparse type."""
     return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):
-    """An argparse type: an int or float from low to high."""
+    """Return an argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:

@@ -163,7 +163,7 @@ class QNetwork(nn.Module):
 
 
 def mlp(*sizes):
-    """Linear layers of these sizes, with ReLUs between them."""
+    """Make linear layers of these sizes, with ReLUs between them."""
     layers = []
     for size_in, size_out in itertools.pairwise(sizes):
         layers += [nn.Linear(size_in, size_out), nn.ReLU()]
@@ -233,7 +233,7 @@ def linear_schedule(start, end, duration, step):
 
 
 def td_target(rewards, next_q_values, next_online_q_values, terminations, gamma):
-    """y of the module docstring; next_q_values is Q⁻(s',·), next_online_q_values Q(s',·) or, without --double, None."""
+    """Return the target y; next_q_values is Q⁻(s',·), next_online_q_values Q(s',·) or, without --double, None."""
     if next_online_q_values is None:
         next_values = next_q_values.amax(-1)
     else:
@@ -243,7 +243,7 @@ def td_target(rewards, next_q_values, next_online_q_values, terminations, gamma)
 
 
 def dqn_loss(q_values, actions, targets, loss):
-    """The loss L of the module docstring from Q(s,·), (batch, num_actions) -> (loss, metrics)."""
+    """Compute the loss L of the module docstring from Q(s,·), (batch, num_actions) -> (loss, metrics)."""
     q_value = q_values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # Q(s,a), (batch,)
     td_loss = F.huber_loss(q_value, targets) if loss == "huber" else F.mse_loss(q_value, targets) / 2
     return td_loss, {"losses/td_loss": td_loss, "losses/q_value": q_value.mean()}
@@ -289,7 +289,7 @@ def flatten_parameters(agent):
 
 
 def act_and_learn(exchange, bundle, start_step, args):
-    """Alg. 1 in one bundle, until its process is ended.
+    """Run Alg. 1 in one bundle until its process is ended.
 
     exchange sends a gradient and a report to the server -> its weights and counters.
     """
@@ -466,7 +466,7 @@ def start_bundle(workers, connection, bundle, start_step, args):
 
 
 def run_bundle(connection, bundle, start_step, args):
-    """Entry point of a bundle's process: act and learn until this process is ended, or the server has ended."""
+    """Run a bundle's process: act and learn until this process is ended, or the server has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, which closes the environments
     threading.Thread(target=end_after_parent, daemon=True).start()
@@ -571,7 +571,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
+    """Return an independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -598,7 +598,7 @@ def make_envs(args, num_envs, **options):
 
 
 def is_atari(args):
-    """Whether the environment is one of ALE's games."""
+    """Return whether the environment is one of ALE's games."""
     return args.env_id.split(":")[-1].startswith("ALE/")
 
 
@@ -703,12 +703,12 @@ class RunError(ValueError):
 
 
 def json_object(text):
-    """An argparse type: a JSON object, as a dict."""
+    """Parse a JSON object as a dict; an argparse type."""
     return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):
-    """An argparse type: an int or float from low to high."""
+    """Return an argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:

@@ -171,7 +171,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
+    """Make two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -190,7 +190,7 @@ def log_prob_and_entropy(logits, actions):
 
 
 def vtrace(ratios, rewards, values, next_values, terminations, dones, gamma, rho_bar, c_bar):
-    """V-trace targets v (eq. 1, as in Remark 1) and advantages A (section 4.2); every array is (num_steps, batch_size).
+    """Return V-trace targets v (eq. 1, as in Remark 1) and advantages A (section 4.2); all are (num_steps, batch_size).
 
     ratios are π(a|s) / μ(a|s); next_values are V of the states that the steps reached.
     """
@@ -206,7 +206,7 @@ def vtrace(ratios, rewards, values, next_values, terminations, dones, gamma, rho
 
 
 def impala_loss(log_prob, entropy, values, advantages, targets, vf_coef, ent_coef):
-    """The loss L of the module docstring -> (loss, metrics); every tensor is (num_steps, batch_size)."""
+    """Compute the loss L of the module docstring -> (loss, metrics); every tensor is (num_steps, batch_size)."""
     policy_loss = -(log_prob * advantages).mean()
     value_loss = (targets - values).square().mean()
     entropy = entropy.mean()
@@ -233,7 +233,7 @@ class Unroll(NamedTuple):
 
 
 def update(agent, optimizer, unrolls, args):
-    """One gradient step on a batch of unrolls -> metrics."""
+    """Take one gradient step on a batch of unrolls -> metrics."""
     to_tensor = partial(torch.as_tensor, device=args.device)
 
     def stack(name):
@@ -426,7 +426,7 @@ def start_worker(workers, context, rank, *worker_args):
 
 
 def run_worker(sender, *worker_args):
-    """Entry point of a worker process: a RunError goes to the parent, any other error prints its traceback."""
+    """Run a worker process: send a RunError to the parent; any other error prints its traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the stack, which closes the environment
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -498,12 +498,12 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
+    """Return an independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
 def is_atari(args):
-    """Whether the environment is one of ALE's games."""
+    """Return whether the environment is one of ALE's games."""
     return args.env_id.split(":")[-1].startswith("ALE/")
 
 
@@ -625,12 +625,12 @@ class RunError(ValueError):
 
 
 def json_object(text):
-    """An argparse type: a JSON object, as a dict."""
+    """Parse a JSON object as a dict; an argparse type."""
     return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):
-    """An argparse type: an int or float from low to high."""
+    """Return an argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:

@@ -136,7 +136,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
+    """Make two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -155,7 +155,7 @@ def log_prob_and_entropy(logits, actions):
 
 
 def compute_advantages(rewards, values, terminations, dones, gamma, gae_lambda):
-    """GAE(γ, λ), eq. 16; values has num_steps + 1 rows, the other arrays and the result are (num_steps, num_envs)."""
+    """Compute GAE(γ, λ), eq. 16, (num_steps, num_envs); values has num_steps + 1 rows, the other arrays num_steps."""
     # Only a terminal state stops the bootstrap: a truncated episode would have continued.
     deltas = rewards + gamma * values[1:] * ~terminations - values[:-1]
     advantages = np.zeros_like(values)  # one extra row of zeros, after the last step
@@ -165,7 +165,7 @@ def compute_advantages(rewards, values, terminations, dones, gamma, gae_lambda):
 
 
 def a2c_loss(log_prob, entropy, values, advantages, returns, vf_coef, ent_coef):
-    """The loss L of the module docstring -> (loss, metrics); every tensor is (batch,)."""
+    """Compute the loss L of the module docstring -> (loss, metrics); every tensor is (batch,)."""
     policy_loss = -(log_prob * advantages).mean()
     value_loss = (returns - values).square().mean()
     entropy = entropy.mean()
@@ -184,20 +184,20 @@ def sample_transitions(replay, batch_size, rng):
 
 
 def implied_q_values(logits, values, alpha):
-    """Q̃(s,·) = α (log π(·|s) + H(π(·|s))) + V(s), (batch, num_actions), from logits and V(s), (batch,)."""
+    """Return Q̃(s,·) = α (log π(·|s) + H(π(·|s))) + V(s), (batch, num_actions), from logits and V(s), (batch,)."""
     log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1, keepdim=True)
     return alpha * (log_probs + entropy) + values.unsqueeze(-1)
 
 
 def compute_td_errors(q_values, actions, rewards, next_q_values, terminations, gamma):
-    """δ of the module docstring from Q̃(s,·) and Q̃(s',·), (batch, num_actions); the other tensors are (batch,)."""
+    """Return δ of the module docstring from Q̃(s,·) and Q̃(s',·), (batch, num_actions); the others are (batch,)."""
     targets = rewards + gamma * next_q_values.amax(-1) * ~terminations  # a truncated episode would have continued
     return targets - q_values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
 def update(agent, optimizer, rollout, batch, args):
-    """One gradient step on a rollout and a batch of replayed transitions -> metrics."""
+    """Take one gradient step on a rollout and a batch of replayed transitions -> metrics."""
     to_tensor = partial(torch.as_tensor, device=args.device)
     scale = agent.return_statistics.rms()
     observations, actions, rewards, terminations, dones, is_transition = rollout  # observations has num_steps + 1 rows
@@ -340,7 +340,7 @@ def evaluate(agent, args, num_episodes, video_folder=None):
 
 
 def derive_seed(*key):
-    """An independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
+    """Return an independent seed for each key; trailing zeros are ignored: (1, 0) is (1,)."""
     return int(np.random.default_rng(key).integers(2**31))
 
 
@@ -447,12 +447,12 @@ class RunError(ValueError):
 
 
 def json_object(text):
-    """An argparse type: a JSON object, as a dict."""
+    """Parse a JSON object as a dict; an argparse type."""
     return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):
-    """An argparse type: an int or float from low to high."""
+    """Return an argparse type: an int or float from low to high."""
 
     def parse(text):
         if not low <= kind(text) <= high:
