@@ -211,7 +211,7 @@ def measure_speeds(args, deadline):
 
 
 def measure_breakout(args, deadline):
-    """Breakout by paac_gpu.py, then Pong by dqn.py."""
+    """Measure Breakout by paac_gpu.py, then Pong by dqn.py."""
     flags = settings("paac_gpu", "Breakout", args)
     play("paac_gpu", flags, 250, deadline, args.out / "gpu_paac_gpu_Breakout.csv")
     play("dqn", settings("dqn", "Pong", args), 18, deadline, args.out / "gpu_dqn_Pong.csv")

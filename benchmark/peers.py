@@ -100,7 +100,7 @@ def learned(model, steps):
 
 
 def sb3_a2c(steps, seed, equal=False):
-    """Stable-Baselines3's A2C on CartPole-v1 with the zoo's settings or, if equal, with a2c.py's settings and network.
+    """Run Stable-Baselines3's A2C on CartPole-v1 with the zoo's settings or, if equal, a2c.py's settings and network.
 
     It normalizes neither observations nor rewards, which a2c.py does.
     """
@@ -118,7 +118,7 @@ def sb3_a2c(steps, seed, equal=False):
 
 
 def sb3_dqn(steps, seed):
-    """Stable-Baselines3's DQN on CartPole-v1 with hyperparams/dqn.yml of github.com/DLR-RM/rl-baselines3-zoo."""
+    """Run Stable-Baselines3's DQN on CartPole-v1 with hyperparams/dqn.yml of github.com/DLR-RM/rl-baselines3-zoo."""
     import torch
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_vec_env
@@ -131,7 +131,7 @@ def sb3_dqn(steps, seed):
 
 
 def sb3_control(env_id, steps, seed, entry="PyBullet"):
-    """Stable-Baselines3's A2C on MuJoCo -> episodes, and 20 greedy returns.
+    """Run Stable-Baselines3's A2C on MuJoCo -> episodes, and 20 greedy returns.
 
     entry: rl-baselines3-zoo's settings for MuJoCo, which are the library's defaults, or those for PyBullet's robots.
     """
@@ -155,7 +155,7 @@ def sb3_control(env_id, steps, seed, entry="PyBullet"):
 
 
 def sb3_pong(steps, seed):
-    """Stable-Baselines3's A2C on Pong with 32 games x 5 steps, as users make them: make_atari_env, Nature network."""
+    """Run Stable-Baselines3's A2C on Pong with 32 games x 5 steps, as users do: make_atari_env, Nature network."""
     import ale_py
     import gymnasium as gym
     from stable_baselines3 import A2C
@@ -170,7 +170,7 @@ def sb3_pong(steps, seed):
 
 
 def minimal_reinforce(steps, seed, learning_rate=0.0002, gamma=0.98):
-    """REINFORCE.py of github.com/seungeunrho/minimalRL (MIT licence), ported to Gymnasium.
+    """Run REINFORCE.py of github.com/seungeunrho/minimalRL (MIT licence), ported to Gymnasium.
 
     One environment; one distribution and one backward pass per step, one Adam step per episode.
     """
@@ -206,7 +206,7 @@ def minimal_reinforce(steps, seed, learning_rate=0.0002, gamma=0.98):
 
 
 def minimal_a3c(steps, seed, gamma=0.98):
-    """One worker of minimalRL's a3c.py, ported to Gymnasium; it clears its local gradients, which torch 2 would keep.
+    """Run one worker of minimalRL's a3c.py, ported to Gymnasium; it clears local gradients, which torch 2 would keep.
 
     One distribution per step, an update every 5 steps, a hidden layer of 256.
     """
@@ -267,7 +267,7 @@ def minimal_a3c(steps, seed, gamma=0.98):
 
 
 def cleanrl_dqn(steps, seed):
-    """CleanRL's dqn.py on CartPole-v1 as it is, in the versions that it pins; its own clock starts with its loop."""
+    """Run CleanRL's dqn.py on CartPole-v1 as it is, with the versions it pins; its own clock starts with its loop."""
     folder = source("vwxyzjn/cleanrl")
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     command = [interpreter("cleanrl"), "-W", "ignore", folder / "cleanrl/dqn.py", "--no-cuda"]
@@ -282,7 +282,7 @@ def cleanrl_dqn(steps, seed):
 
 
 def taxi_alone(steps, seed):
-    """Random actions, drawn beforehand, in Taxi-v4."""
+    """Play random actions, drawn beforehand, in Taxi-v4."""
     import gymnasium as gym
 
     env = gym.make("Taxi-v4")
@@ -297,7 +297,7 @@ def taxi_alone(steps, seed):
 
 
 def pong_alone(steps, seed):
-    """Random actions in the 32 games of paac_gpu.py."""
+    """Play random actions in the 32 games of paac_gpu.py."""
     import paac_gpu
 
     envs = paac_gpu.make_envs(paac_gpu.parse_args([]), 32)
@@ -353,7 +353,7 @@ CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
 
 
 def speed(args):
-    """All contests, round by round, alternately first -> speeds.csv; a program in two contests runs once per round."""
+    """Run all contests in rounds, alternately first -> speeds.csv; a program in two contests runs once per round."""
     play = functools.cache(lambda program, *args: round(fresh(program, *args)[1]))
     rows = [row for row in read_csv(RESULTS / "speeds.csv") if args.only not in (None, row["script"])]
     for number in range(1, args.rounds + 1):
@@ -372,7 +372,7 @@ def speed(args):
 
 
 def curves(args):
-    """The mean return of the last 100 training episodes at 100 times of each run -> peers_curves.csv."""
+    """Store the mean return of the last 100 training episodes at 100 times of each run -> peers_curves.csv."""
     contests = {
         ("reinforce", "minimalRL"): (minimal_reinforce, 200_000),
         ("dqn", "CleanRL"): (cleanrl_dqn, 500_000),
@@ -396,7 +396,7 @@ def curves(args):
 
 
 def our_control(env_id, steps, seed):
-    """a2c.py with its settings for MuJoCo -> episodes, their seconds by their steps, and 20 greedy returns."""
+    """Run a2c.py with its settings for MuJoCo -> episodes, their seconds by their steps, and 20 greedy returns."""
     settings = f"@{ROOT / 'settings' / CONTROL[env_id]}"
     flags = [settings, "--env-id", env_id, "--total-timesteps", str(steps), "--seed", str(seed)]
     run = timed_train(importlib.import_module("a2c"), flags)
@@ -462,7 +462,7 @@ def discrete_space(n=2):
 
 
 def scripted(space):
-    """A class of environments whose observations, rewards and ENDS follow from the first seed, whatever the actions."""
+    """Return a class of environments whose observations, rewards and ENDS depend on the first seed, not on actions."""
     import gymnasium as gym
 
     class Scripted(gym.Env):
@@ -487,7 +487,7 @@ def scripted(space):
 
 
 def policy_like_ours(optimizer):
-    """policy_kwargs with which Stable-Baselines3's network and optimizer are those of a2c.py."""
+    """Return policy_kwargs with which Stable-Baselines3's network and optimizer are those of a2c.py."""
     adam = {name: optimizer.defaults[name] for name in ("betas", "eps", "weight_decay", "amsgrad")}
     network = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}  # separate networks of tanh
     return network | {"optimizer_class": type(optimizer), "optimizer_kwargs": adam}
@@ -506,7 +506,7 @@ def parameter_pairs(agent, policy):
 
 
 def our_updates(space, settings):
-    """a2c.py's train on two rollouts of the scripted environment -> agent, optimizer, a dict of arrays per update."""
+    """Run a2c.py's train on two rollouts of the scripted environment -> agent, optimizer, a dict per update."""
     import gymnasium as gym
     import torch
 
@@ -544,7 +544,7 @@ def our_updates(space, settings):
 
 
 def compare(label, space, settings):
-    """Both libraries on the scripted environment with equal weights, statistics and actions -> the largest difference.
+    """Run both libraries on the scripted environment with equal weights, statistics, actions -> the largest difference.
 
     Stable-Baselines3 uses our statistics, because its own would change at every step.
     """
@@ -601,7 +601,7 @@ def compare(label, space, settings):
 
 
 def agreement(_):
-    """Largest differences between the two libraries; exit code 1 if any is above 1e-5."""
+    """Print the largest differences between the two libraries; exit code 1 if any is above 1e-5."""
     import gymnasium as gym
 
     print("two rollouts in turn, with terminal states, time limits and episodes that cross the end of a rollout;")
@@ -637,7 +637,7 @@ def ending(command, folder):
 
 
 def today(_):
-    """One row per command; MountainCar-v0 reaches its time limit after 200 steps, CartPole-v1 only if played well."""
+    """Run each for a minute; MountainCar-v0 reaches its time limit after 200 steps, CartPole-v1 only if played well."""
     commands = {
         "vwxyzjn/cleanrl": ["cleanrl/dqn.py --no-cuda --env-id MountainCar-v0 --total-timesteps 11000"],
         "seungeunrho/minimalRL": ["REINFORCE.py", "dqn.py", "actor_critic.py", "a2c.py", "a3c.py"],

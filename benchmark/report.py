@@ -34,19 +34,19 @@ CONTROL_COLORS = {
 
 
 def interquartile_mean(scores):
-    """The mean of the last axis without its lowest and highest quarter, rounded down."""
+    """Return the mean of the last axis without its lowest and highest quarter, rounded down."""
     cut = scores.shape[-1] // 4
     return np.sort(scores)[..., cut : scores.shape[-1] - cut].mean(-1)
 
 
 def bootstrap_interval(scores, samples=10_000):
-    """The middle 95% of the interquartile means of samples drawn with replacement -> (low, high)."""
+    """Return the middle 95% of the interquartile means of samples drawn with replacement -> (low, high)."""
     drawn = np.random.default_rng(0).choice(scores, (samples, len(scores)))
     return np.quantile(interquartile_mean(drawn), [0.025, 0.975])
 
 
 def returns_table():
-    """A row for each file of results that run.py has written."""
+    """Return a row for each file of results that run.py has written."""
     rows = [["results", "seeds", "mean ± std", "lowest", "interquartile mean", "95% interval", "code"]]
     for path in sorted(RESULTS.glob("*.csv")):
         if runs := [row for row in read_csv(path) if "jobs" in row]:
@@ -62,7 +62,7 @@ def returns_table():
 
 
 def speeds_table():
-    """A row for each contest of peers.py."""
+    """Return a row for each contest of peers.py."""
     table, contests = [["steps/s", "beside", "ours", "theirs", "ratio", "lowest to highest round", "code"]], {}
     for row in read_csv(RESULTS / "speeds.csv"):
         contests.setdefault((row["contest"], row["peer"]), []).append(row)

@@ -126,7 +126,7 @@ def run_seeds(name, script, flags, seeds, jobs):
 
 
 def check_same(name, script, flags):
-    """--same: repeat seed 1 and, if it equals what is stored, update command and fingerprint in all rows."""
+    """Carry out --same: repeat seed 1 and, if it equals what is stored, update command and fingerprint in all rows."""
     path = RESULTS / f"{name}.csv"
     rows, stored = read_csv(path), read_csv(RESULTS / f"{name}_curves.csv")
     row, points = run_seed(script, flags, 1)
