@@ -23,7 +23,7 @@ Departs  one lock keeps prediction and training from overlapping (in the paper t
          reset, up to 30 no-ops, rewards clipped to ±1 for learning only, each frame's mean is subtracted
 Run      python related/ga3c.py
          Threads and processes run freely, so a seed does not reproduce a run.
-Result   CartPole-v1: greedy return 500.0 ± 0.0 (6 seeds)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
 
 import argparse
