@@ -172,7 +172,7 @@ def discounted_returns(rewards, gamma):
 
 
 def psi_weights(psi, returns, values, is_transition, elite_fraction):
-    """Return the weights Ψ_t named psi, (batch,) like values; returns G_t, is_transition: (num_steps, num_envs)."""
+    """Return the weights Ψ_t named psi, (batch,) like values; G_t and is_transition are (num_steps, num_envs)."""
     if psi == "total_return":
         episode_of_step = is_transition.nonzero()[1]
         return returns[0][episode_of_step]  # the first row is G_0
