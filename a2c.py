@@ -56,7 +56,7 @@ def parse_args(argv=None):
     add("--vf-coef", type=number(float, 0), default=0.5, help="weight of the value loss")
     add("--ent-coef", type=number(float, 0), default=0.0, help="weight of the entropy bonus, the paper's β")
     add("--max-grad-norm", type=number(float, 0), default=0.5, help="clip the gradient's global norm to this")
-    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of continuous actions (bounds: ±1)")
+    add("--initial-std", type=number(float, 1e-6), default=1.0, help="initial σ of continuous actions in [-1, 1]")
     add("--seed", type=number(int, 0), default=1, help="seed of all random numbers")
     add("--device", default="cpu", help="where the network runs: cpu, cuda, cuda:N, mps")
     add("--log-interval", type=number(int, 1), default=5_000, help="environment steps between logs and checkpoints")
@@ -332,7 +332,7 @@ def make_envs(args, num_envs, **options):
     if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):
         envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
-        # Not by RescaleAction, which may leave the bounds by rounding, and returns NaN where they are equal.
+        # Not by RescaleAction: its rounding may exceed the bounds, and it returns NaN where they are equal.
         low, high = action_space.low, action_space.high
         half = np.where(np.isfinite(low) & np.isfinite(high), high / 2 - low / 2, 1)
         mid = np.where(np.isfinite(low), low + half, np.where(np.isfinite(high), high - half, 0))

@@ -17,7 +17,7 @@ Departs  truncated episodes bootstrap from their last observation; orthogonal in
          clipped. Flat observations: tanh, separate networks for π and V unless --lstm, observations normalized by their
          running mean and variance, rewards divided by the root mean square of the running returns, both limited to
          ±10. All workers share the running statistics. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, the
-         mean of all frames so far is subtracted, rewards clipped to ±1 and a lost life is terminal, for learning only
+         mean of all frames so far subtracted; for learning only, rewards are clipped to ±1 and a lost life is terminal
 Run      python a3c.py
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
 """
@@ -242,7 +242,7 @@ class SharedRMSprop(nn.Module):
 
 
 def update(agent, optimizer, observations, lstm_state, actions, rewards, terminated, learning_rate, args):
-    """Apply the gradient at the local agent's weights to the shared weights -> metrics.
+    """Compute the gradient at the local agent's weights and apply it to the shared weights -> metrics.
 
     observations has num_steps + 1 rows, all from one episode; lstm_state is the LSTM's before the first of them.
     """
@@ -461,7 +461,7 @@ def receive_reports(workers):
 
 
 def end_workers(workers):
-    """End all processes that still run: by SIGTERM, which lets them close their environments, then by SIGKILL."""
+    """End all running processes: by SIGTERM, which lets them close their environments, then by SIGKILL."""
     for process in workers.values():
         process.terminate()
     for process in workers.values():
@@ -541,7 +541,7 @@ def make_env(args, **options):
 
     env = gym.wrappers.TransformObservation(env, copy, obs_space)
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
-        # Not by RescaleAction, which may leave the bounds by rounding, and returns NaN where they are equal.
+        # Not by RescaleAction: its rounding may exceed the bounds, and it returns NaN where they are equal.
         low, high = action_space.low, action_space.high
         half = np.where(np.isfinite(low) & np.isfinite(high), high / 2 - low / 2, 1)
         mid = np.where(np.isfinite(low), low + half, np.where(np.isfinite(high), high - half, 0))

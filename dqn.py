@@ -15,9 +15,9 @@ Departs  TD errors are clipped only by --loss huber, and gradients only where th
          step size annealed; several environments, stepped in parallel; truncated episodes bootstrap from their last
          observation; the target network is refreshed every N environment steps rather than every N updates; evaluation
          with ε = 0; --dueling does not rescale the gradient of the shared layers by 1/√2 and, except for frames, shares
-         all hidden layers. Flat components with bounds below 1 are scaled to ±1; the mean of each frame is subtracted.
-         Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1
-         and a lost life is terminal, for learning only
+         all hidden layers. Components of flat observations with bounds below 1 are scaled to ±1; each frame's mean is
+         subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames; for
+         learning only, rewards are clipped to ±1 and a lost life is terminal
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
 Result   CartPole-v1, first command: greedy return 500.0 ± 0.0 (10 seeds)
@@ -75,7 +75,7 @@ def parse_args(argv=None):
     add("--exponential-epsilon", action="store_true", help="decay ε with time constant --epsilon-steps instead")
     add("--double", action="store_true", help="double DQN: select a' by Q, evaluate it by Q⁻")
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
-    add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
+    add("--network", default="nature", choices=["nips", "nature"], help="for frames: nips has 2 convolutions, nature 3")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
     add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=1000.0, help="clip the gradient's global norm to this")
@@ -221,7 +221,7 @@ def linear_schedule(start, end, duration, step):
 
 
 def exponential_schedule(start, end, duration, step):
-    """Go from start at step 0 towards end; the remaining distance shrinks by a factor e every `duration` steps."""
+    """Go from start at step 0 towards end; the remaining distance shrinks by a factor of e every `duration` steps."""
     return end + (start - end) * math.exp(-step / duration)
 
 
@@ -389,7 +389,7 @@ def make_envs(args, num_envs, **options):
         # SyncVectorEnv steps a single environment faster than the environment's own vector class does.
         mode = "sync" if args.pixels or num_envs == 1 else None
         envs = gym.make_vec(args.env_id, num_envs, mode, **args.env_kwargs | options)
-    if not is_atari(args):  # whose infos hold the lives
+    if not is_atari(args):  # Atari's infos hold the lives
         envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
@@ -412,7 +412,7 @@ def is_atari(args):
 
 
 def make_atari(args, num_envs, **options):
-    """Make Atari games with (4, 84, 84) uint8 observations; ALE steps them or, if they are rendered, Gymnasium."""
+    """Make Atari games with (4, 84, 84) uint8 observations; ALE steps them or, when rendered, Gymnasium does."""
     import ale_py  # only Atari needs it
 
     gym.register_envs(ale_py)

@@ -5,7 +5,7 @@
 """PAAC: parallel advantage actor-critic, A2C in many environments at once, on CPUs or GPUs.
 
 Papers   Clemente et al. 2017 (arXiv:1705.04862), Alg. 1; Schulman et al. 2016 (arXiv:1506.02438), eq. 16
-Adds     environments that step in parallel, in ALE's threads or with --vectorization-mode async in processes, and one
+Adds     environments that step in parallel, in ALE's threads or, with --vectorization-mode async, in processes; one
          network, usually on a GPU, that acts and learns in one batch for all of them; the equations are those of A2C
 Update   L = -E[log π(a|s) A] + vf_coef E[(R - V(s))²] - ent_coef E[H(π(·|s))]    one Adam step per rollout
          δ_t = r_t + γ V(s_t+1) - V(s_t)    A_t = δ_t + γλ A_t+1    R_t = A_t + V(s_t)    λ = 1: R_t = r_t + γ R_t+1
@@ -15,9 +15,9 @@ Ranks    torchrun --nproc-per-node K paac_gpu.py starts K processes, each with i
          running statistics are those of the first process
 Departs  Adam instead of the authors' RMSProp (initial mean square 1, ε = 0.1 inside the root); GAE; orthogonal
          initialization; truncated episodes bootstrap from their last observation. The mean of all frames so far is
-         subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards
-         clipped to ±1 and a lost life is terminal, for learning only. Flat observations: as in a2c.py, with separate
-         networks for π and V, normalized observations and scaled rewards
+         subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames; for
+         learning only, rewards are clipped to ±1 and a lost life is terminal. Flat observations: as in a2c.py, with
+         separate networks for π and V, normalized observations and scaled rewards
 Run      python paac_gpu.py --total-timesteps 5000000    python paac_gpu.py @settings/paac_gpu_CartPole-v1.txt
 Result   greedy return; CartPole-v1: 500.0 ± 0.0 (10 seeds); ALE/Pong-v5, 5M steps: 20.7 ± 0.1 (2 seeds)
 """
@@ -57,7 +57,7 @@ def parse_args(argv=None):
     add("--vectorization-mode", choices=["sync", "async"], help="async: one process per environment; not Atari")
     add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel, the paper's n_e")
     add("--num-steps", type=number(int, 1), default=8, help="steps per environment and update, the paper's t_max")
-    add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
+    add("--network", default="nature", choices=["nips", "nature"], help="for frames: nips has 2 convolutions, nature 3")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
     add("--adam-beta1", type=number(float, 0, 0.999), default=0.9, help="Adam's momentum β1")
     add("--anneal-lr", action=argparse.BooleanOptionalAction, default=True, help="decay the step size linearly to 0")
@@ -419,7 +419,7 @@ def make_envs(args, num_envs, **options):
         if args.vectorization_mode == "async":  # by force after 1 s: a step that SIGTERM interrupted never ends
             processes, close = envs.processes, envs.close
             envs.close = lambda: close(timeout=1, terminate=not all(process.is_alive() for process in processes))
-    if not is_atari(args):  # whose infos hold the lives
+    if not is_atari(args):  # Atari's infos hold the lives
         envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
@@ -435,7 +435,7 @@ def make_envs(args, num_envs, **options):
     if not (is_atari(args) or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
         envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
-        # Not by RescaleAction, which may leave the bounds by rounding, and returns NaN where they are equal.
+        # Not by RescaleAction: its rounding may exceed the bounds, and it returns NaN where they are equal.
         low, high = action_space.low, action_space.high
         half = np.where(np.isfinite(low) & np.isfinite(high), high / 2 - low / 2, 1)
         mid = np.where(np.isfinite(low), low + half, np.where(np.isfinite(high), high - half, 0))
@@ -449,7 +449,7 @@ def is_atari(args):
 
 
 def make_atari(args, num_envs, **options):
-    """Make Atari games with (4, 84, 84) uint8 observations; ALE steps them or, if they are rendered, Gymnasium."""
+    """Make Atari games with (4, 84, 84) uint8 observations; ALE steps them or, when rendered, Gymnasium does."""
     import ale_py  # only Atari needs it
 
     gym.register_envs(ale_py)

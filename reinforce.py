@@ -8,10 +8,10 @@ Papers   Williams 1992 (doi:10.1007/BF00992696); Schulman et al. 2016 (arXiv:150
 Update   L = -1/N Σ_episodes Σ_t [Ψ_t log π(a_t|s_t) + ent_coef H(π(·|s_t))]    one Adam step per batch
          G_t = r_t + γ G_t+1, and 0 after the end    N = num_envs    Ψ is a constant
          total_return: Ψ_t = G_0    reward_to_go: G_t    mean_baseline: G_t - mean G    value_baseline: G_t - V(s_t)
-         elite: 1 in the best elite_fraction N episodes, 0 in the others
+         elite: 1 in the best elite_fraction · N episodes, 0 in the others
          value_baseline then fits V to G: value_steps Adam steps on E[(G_t - V(s_t))²]
-Bias     With ent_coef 0, -∇L is an unbiased estimate of ∇E[G_0] for total_return; if γ = 1 also for reward_to_go and,
-         if no episode is truncated, for value_baseline. mean_baseline has a bias of O(1/N), because the episode is
+Bias     With ent_coef 0, -∇L is an unbiased estimate of ∇E[G_0] for total_return; for reward_to_go if γ = 1; and for
+         value_baseline if, in addition, no episode is truncated. mean_baseline has a bias of O(1/N): the episode is
          part of the mean. elite optimizes another objective.
 Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam. For the first value_warmup steps value_baseline trains V alone: with
          an untrained V, Ψ mostly has the sign of the rewards. Observations are normalized by their running mean and
@@ -350,7 +350,7 @@ def make_envs(args, num_envs, **options):
     if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):
         envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
-        # Not by RescaleAction, which may leave the bounds by rounding, and returns NaN where they are equal.
+        # Not by RescaleAction: its rounding may exceed the bounds, and it returns NaN where they are equal.
         low, high = action_space.low, action_space.high
         half = np.where(np.isfinite(low) & np.isfinite(high), high / 2 - low / 2, 1)
         mid = np.where(np.isfinite(low), low + half, np.where(np.isfinite(high), high - half, 0))

@@ -156,7 +156,7 @@ def action_values(transitions, values, gamma):
 def policy_iteration(transitions, gamma):
     """Return an optimal policy (num_states, num_actions) and its values (num_states,), section 4.3."""
     # With γ = 1 a loop with reward has no finite value: NaN. A loop without reward is always left, because the initial
-    # policy is uniform and ties share probability. An action that may lead to NaN is taken only if all may.
+    # policy is uniform and ties share probability. An action that may lead to NaN is taken only if all actions may.
     policy = np.full((len(transitions), len(transitions[0])), 1 / len(transitions[0]))
     values = policy_evaluation(transitions, policy, gamma)
     while True:

@@ -1,8 +1,9 @@
 """Measure paac_gpu.py and dqn.py on one GPU; every row is saved as soon as it is known.
 
-    python benchmark/gpu.py                  emulators, speeds, variants, paac_gpu.py on Pong until 18, dqn.py's speed,
-                                             compiled: last, because an error in it can spoil CUDA for the others
-    python benchmark/gpu.py --part breakout  paac_gpu.py on Breakout until 250, then dqn.py on Pong until 18
+    python benchmark/gpu.py                  speed of the emulators, of paac_gpu.py and of its variants, paac_gpu.py on
+                                             Pong to a return of 18, speed of dqn.py and, last, of paac_gpu.py compiled:
+                                             an error in compiled code can break CUDA for the rest
+    python benchmark/gpu.py --part breakout  paac_gpu.py on Breakout to a return of 250, dqn.py on Pong to 18
     python benchmark/gpu.py --part torchrun  a short run by torchrun, one process
     python benchmark/gpu.py --small          small numbers, with or without a GPU: a test of this program
 

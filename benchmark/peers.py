@@ -206,7 +206,7 @@ def minimal_reinforce(steps, seed, learning_rate=0.0002, gamma=0.98):
 
 
 def minimal_a3c(steps, seed, gamma=0.98):
-    """Run one worker of minimalRL's a3c.py, ported to Gymnasium; it clears local gradients, which torch 2 would keep.
+    """Run one worker of minimalRL's a3c.py, ported to Gymnasium; clearing local gradients, which torch 2 accumulates.
 
     One distribution per step, an update every 5 steps, a hidden layer of 256.
     """
@@ -353,7 +353,7 @@ CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
 
 
 def speed(args):
-    """Run all contests in rounds, alternately first -> speeds.csv; a program in two contests runs once per round."""
+    """Run all contests in rounds -> speeds.csv; ours runs first every other round, a program in two contests once."""
     play = functools.cache(lambda program, *args: round(fresh(program, *args)[1]))
     rows = [row for row in read_csv(RESULTS / "speeds.csv") if args.only not in (None, row["script"])]
     for number in range(1, args.rounds + 1):
@@ -396,7 +396,7 @@ def curves(args):
 
 
 def our_control(env_id, steps, seed):
-    """Run a2c.py with its settings for MuJoCo -> episodes, their seconds by their steps, and 20 greedy returns."""
+    """Run a2c.py with its settings for MuJoCo -> episodes (seconds in proportion to steps) and 20 greedy returns."""
     settings = f"@{ROOT / 'settings' / CONTROL[env_id]}"
     flags = [settings, "--env-id", env_id, "--total-timesteps", str(steps), "--seed", str(seed)]
     run = timed_train(importlib.import_module("a2c"), flags)

@@ -5,8 +5,8 @@
                                           control.png
     python benchmark/report.py gif VIDEO GIF    four seconds of a recorded episode, such as video/rl-video-episode-0.mp4
 
-Returns: over the seeds' evaluation means, their mean, standard deviation, lowest and interquartile mean (without the
-lowest and the highest quarter, rounded down), with a 95% bootstrap interval from 10,000 resamples of the seeds (Agarwal
+Returns: mean, standard deviation, lowest and interquartile mean (without the lowest and the highest quarter, rounded
+down) of the seeds' evaluation means, with a 95% bootstrap interval from 10,000 resamples of the seeds (Agarwal
 et al. 2021, arXiv:2108.13264). Code: whether the script has changed since. Speeds: steps/s, and the ratio to the peer's
 in the same round (median, lowest and highest over rounds).
 """

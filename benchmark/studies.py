@@ -135,8 +135,8 @@ PSI = ["total_return", "reward_to_go", "mean_baseline", "value_baseline", "elite
 def estimates(agent, observations, actions, rewards, truncations, is_transition, args):
     """Return -∇L of the policy alone on one batch, one row per Ψ: (num_psi, num_weights).
 
-    All Ψ have the same returns: reinforce.py itself bootstraps truncated episodes for value_baseline, which is then the
-    gradient of another objective.
+    All Ψ share one set of returns, without the bootstrap that reinforce.py adds to those of value_baseline, which would
+    make it estimate the gradient of another objective.
     """
     import torch
 
@@ -307,7 +307,7 @@ def asynchrony(plot_only):
     """Run CartPole-v1 with 1 to 16 environments, and Pong with 8 for a few minutes, not evaluated.
 
     Gradient delay: the updates that other workers made between a worker's copy of the weights and its own update.
-    Policy lag: the updates between the weights that chose an action and those that learn from it. PAAC has neither.
+    Policy lag: the updates between the weights that chose an action and those that it updates. PAAC has neither.
     Learning rate, t_max, discount, loss weights and steps are equal. PAAC and IMPALA use Adam, the others RMSProp.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
@@ -394,7 +394,7 @@ def lag(num_seeds=3):
 
 
 def bundles(num_seeds=3):
-    """Train related/gorila.py with 1, 2 and 4 bundles on CartPole-v1, beside dqn.py with as many gradients."""
+    """Train related/gorila.py with 1, 2 and 4 bundles on CartPole-v1, and dqn.py with as many gradients."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows = []
     fig, ax = axes("related/gorila.py on CartPole-v1, 2 cores", "environment steps")

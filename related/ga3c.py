@@ -11,8 +11,8 @@ Update   L = Σ_t [-log(π(a_t|s_t) + ε_log) (R_t - V(s_t)) + vf_coef (R_t - V(
          one RMSProp step per batch
 Queues   Agents send observations; a predictor answers all pending ones as one batch. Agents also send segments of up to
          num_steps steps; a trainer learns from all pending ones, at least min_batch_size segments, as one batch.
-Lag      The weights that learn from an action are charts/policy_lag updates newer than those that chose it. By then
-         its π may be tiny: ε_log keeps log π finite where π underflows to 0 (also in H), and removes the gradient of
+Lag      The weights being updated are charts/policy_lag updates newer than those that chose the action. By then its
+         π may be tiny: ε_log keeps log π finite where π underflows to 0 (also in H), and removes the gradient of
          actions whose π is far below ε_log. It is added to π as in the paper; its code has max(π, ε_log).
 Departs  one lock keeps prediction and training from overlapping (in the paper they run concurrently); a trainer takes
          all pending segments (its code's default is one) and computes V of a segment's last state itself, with the
@@ -20,7 +20,7 @@ Departs  one lock keeps prediction and training from overlapping (in the paper t
          num_steps is 20 rather than 5; the step size is annealed; the gradient's norm is clipped; RMSProp is
          PyTorch's, with ε = 0.1 outside the square root and a mean square that starts at 0; the numbers of agents,
          predictors and trainers are fixed; tanh units for flat observations; Atari: no sticky actions, no FIRE at
-         reset, up to 30 no-ops, rewards clipped to ±1 for learning only, each frame's mean is subtracted
+         reset, up to 30 no-ops, each frame's mean subtracted, rewards clipped to ±1 for learning only
 Run      python related/ga3c.py
          Threads and processes run freely, so a seed does not reproduce a run.
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds)
@@ -392,7 +392,7 @@ def end_with_parent():
 
 
 def end_workers(workers):
-    """End all processes that still run: by SIGTERM, which lets them close their environments, then by SIGKILL."""
+    """End all running processes: by SIGTERM, which lets them close their environments, then by SIGKILL."""
     for process in workers.values():
         process.terminate()
     for process in workers.values():

@@ -10,25 +10,25 @@ Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the bundle'
          --loss huber: |δ| - 1/2 in place of δ²/2 where |δ| > 1, for δ = y - Q(s,a); y is a constant
 Bundle   fetches the weights from the server, acts, and sends the gradient of L at these weights. It discards gradients
          whose loss exceeds the mean of its recent losses by more than outlier_stds standard deviations; where rewards
-         are rare, raise this flag, because the losses of steps with a reward are outliers, too. Every
-         target_update_interval updates of the server it copies to Q⁻ the weights that it has just fetched.
+         are rare, increase outlier_stds, because the losses of steps with a reward are outliers, too. Every
+         target_update_interval updates of the server it copies the weights that it has just fetched to Q⁻.
 Server   makes one Adam step per gradient, in order of arrival, and drops gradients computed from weights that are more
          than max_gradient_delay updates old.
-Faults   A bundle that dies does not stop the others; a machine that loses its network in the middle of a message does.
+Faults   A bundle that dies does not stop the others; a machine disconnected in the middle of a message does.
          If the server's process dies, all bundles end.
 Departs  TD errors are not clipped by default; Adam instead of AdaGrad, its step size annealed; one server, not sharded
          over machines; a bundle fetches the weights before it acts rather than between acting and learning; each actor
          steps several environments in parallel; the gradient's norm is clipped; truncated episodes bootstrap from their
-         last observation. Flat components with bounds below 1 are scaled to ±1; the mean of each frame is subtracted.
-         Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames, rewards clipped to ±1
-         and a lost life is terminal, for learning only
+         last observation. Components of flat observations with bounds below 1 are scaled to ±1; each frame's mean is
+         subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames; for
+         learning only, rewards are clipped to ±1 and a lost life is terminal
 Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again. With
          torchrun, every machine needs the checkpoint
 Run      python related/gorila.py    with several bundles a seed does not reproduce a run
          On several machines, run this on each, with R = 0, 1, ...; each machine runs num_bundles bundles, and
          training starts when all of them have connected:
          torchrun --nnodes 2 --node-rank R --master-addr HOST_OF_RANK_0 --master-port 29500 related/gorila.py
-Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds; of three more runs, one ended at 414.1)
+Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds; one of three more runs ended at 414.1)
 """
 
 import argparse
@@ -89,7 +89,7 @@ def parse_args(argv=None):
     add("--epsilon-steps", type=number(int, 1), default=10_000, help="environment steps over which ε decays linearly")
     add("--double", action="store_true", help="double DQN: select a' by Q, evaluate it by Q⁻")
     add("--dueling", action="store_true", help="dueling networks: Q = V + A - mean A")
-    add("--network", default="nature", choices=["nips", "nature"], help="for frames: 2 (2013) or 3 convolutions (2015)")
+    add("--network", default="nature", choices=["nips", "nature"], help="for frames: nips has 2 convolutions, nature 3")
     add("--hidden-sizes", type=number(int, 1), nargs="+", default=[256, 256], help="layers for flat observations")
     add("--loss", default="squared", choices=["squared", "huber"], help="huber: clip the TD error's gradient to ±1")
     add("--max-grad-norm", type=number(float, 0), default=10.0, help="clip the gradient's global norm to this")
@@ -536,7 +536,7 @@ def receive_messages(connections):
 
 
 def end_workers(workers):
-    """End all processes that still run: by SIGTERM, which lets them close their environments, then by SIGKILL."""
+    """End all running processes: by SIGTERM, which lets them close their environments, then by SIGKILL."""
     for process in workers.values():
         process.terminate()
     for process in workers.values():
@@ -581,7 +581,7 @@ def make_envs(args, num_envs, **options):
         envs = make_atari(args, num_envs, **options)
     else:
         envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs | options)
-    if not is_atari(args):  # whose infos hold the lives
+    if not is_atari(args):  # Atari's infos hold the lives
         envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
@@ -603,7 +603,7 @@ def is_atari(args):
 
 
 def make_atari(args, num_envs, **options):
-    """Make Atari games with (4, 84, 84) uint8 observations; ALE steps them or, if they are rendered, Gymnasium."""
+    """Make Atari games with (4, 84, 84) uint8 observations; ALE steps them or, when rendered, Gymnasium does."""
     import ale_py  # only Atari needs it
 
     gym.register_envs(ale_py)

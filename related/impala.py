@@ -129,7 +129,7 @@ class RunningStatistics(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """π(a|s), categorical, and V(s): separate networks for flat observations, on a shared body for frames."""
+    """π(a|s), categorical, and V(s): separate networks for flat observations, a shared body for frames."""
 
     def __init__(self, obs_space, num_actions):
         super().__init__()
@@ -462,7 +462,7 @@ def receive_unrolls(workers):
 
 
 def end_workers(workers):
-    """End all processes that still run: by SIGTERM, which lets them close their environments, then by SIGKILL."""
+    """End all running processes: by SIGTERM, which lets them close their environments, then by SIGKILL."""
     for process in workers.values():
         process.terminate()
     for process in workers.values():

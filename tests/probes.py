@@ -440,7 +440,7 @@ def same_step(num_envs, **kwargs):
 
 
 class CountsLives(gym.vector.SyncVectorEnv):
-    """Environments of which every second loses a life in each step, if lives are counted."""
+    """Every second environment loses a life in each step, if lives are counted."""
 
     def __init__(self, num_envs, counted=True):
         super().__init__([lambda: gym.make("Cue-v0")] * num_envs)

@@ -53,7 +53,7 @@ class Closing(probes.ConstantReward):
 
 
 class Hang(Closing):
-    """The first to reach its 50th step never ends it, not even on SIGTERM; a file tells the others."""
+    """The first to reach its 50th step hangs in it, even on SIGTERM; a file tells the others."""
 
     def play(self, action):
         result = super().play(action)

@@ -256,7 +256,7 @@ def test_the_mean_image(frames):
 
 @pytest.mark.parametrize("network", ["nips", "nature"])
 def test_kept_graphs_and_one_pass_give_the_same_gradient(network, frames):
-    """With frames, a CPU keeps the graphs of acting; other devices, as which cpu:0 counts, make a second pass."""
+    """With frames, a CPU keeps the graphs of acting; other devices (cpu:0 counts as one) make a second pass."""
     flags = f"{frames} --learning-rate 0 --max-grad-norm 1000 --total-timesteps 24 --ent-coef 0.1 --gae-lambda 0.9"
     kept, agent, _ = recorded(flags, f"--network {network} --device cpu")
     batched, other, _ = recorded(flags, f"--network {network} --device cpu:0")
