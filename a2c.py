@@ -42,10 +42,11 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
+    add("--env-kwargs", type="JSON object", default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=125_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=8, help="environments stepped in parallel")
     add("--num-steps", type=number(int, 1), default=32, help="steps per environment and update, the paper's t_max")
@@ -214,8 +215,6 @@ def train(args):
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # one thread is faster than several for a network this small
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
-    if args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", []):
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, args.initial_std).to(args.device)
     # No momentum (β1 = 0), as in the paper's RMSProp: the next rollout is sampled from a different policy.
@@ -318,6 +317,8 @@ def make_envs(args, num_envs, **options):
     """Make environments that step in parallel and reset one step after an episode ends; RunError if unsupported."""
     envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs | options)
     envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
+    if args.capture_video and "rgb_array" not in envs.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
@@ -325,8 +326,8 @@ def make_envs(args, num_envs, **options):
     flattenable = obs_space.is_np_flattenable  # no Sequence or Graph
     if not (discrete or continuous) or not flattenable or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, no Sequence or "
-            f"Graph observations and AutoresetMode.NEXT_STEP; "
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, observations "
+            f"other than Sequence or Graph, and AutoresetMode.NEXT_STEP; "
             f"it has {action_space}, {type(obs_space).__name__} and {autoreset}"
         )
     if not (isinstance(obs_space, Box) and len(obs_space.shape) == 1):
@@ -422,11 +423,6 @@ def load_checkpoint(path, **modules):
 
 class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
-
-
-def json_object(text):
-    """Parse a JSON object as a dict; an argparse type."""
-    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):

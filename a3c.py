@@ -52,10 +52,11 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
+    add("--env-kwargs", type="JSON object", default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over workers")
     add("--num-workers", type=number(int, 1), default=2, help="processes, each with its own environment")
     add("--num-steps", type=number(int, 1), default=50, help="maximum number of steps per update, the paper's t_max")
@@ -148,20 +149,14 @@ class ActorCritic(nn.Module):
 
         For environments in parallel every shape has num_envs after num_steps. lstm_state None stands for zeros.
         """
-        obs = self.normalize(obs)
+        obs = obs - self.obs_statistics.mean
         if self.image:  # (num_steps, [num_envs,] 4, 84, 84) -> (batch, 4, 84, 84) -> (num_steps, [num_envs,] 256)
-            features = self.body(obs.flatten(0, -4)).unflatten(0, obs.shape[:-3])
-        else:
-            features = self.body(obs)
+            features = self.body(obs.flatten(0, -4) / 255).unflatten(0, obs.shape[:-3])
+        else:  # components with mean 0 and variance 1, limited to ±10
+            features = self.body((obs / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0))
         if self.lstm is not None:
             features, lstm_state = self.lstm(features, lstm_state)
         return self.actor(features), self.critic(features).squeeze(-1), lstm_state
-
-    def normalize(self, obs):
-        """Subtract the mean image from frames; give components of flat observations mean 0 and variance 1."""
-        if self.image:
-            return (obs - self.obs_statistics.mean) / 255
-        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
@@ -355,8 +350,6 @@ def train(args):
     torch.manual_seed(args.seed)
     env = make_env(args)
     env.close()
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     agent = ActorCritic(env.observation_space, env.action_space, args.lstm)
     if not agent.image:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
@@ -385,7 +378,7 @@ def train(args):
         if start_step < args.total_timesteps:
             for rank in range(args.num_workers):
                 start_worker(workers, context, rank, args, optimizer, shared, start_step)
-        for report in receive_reports(workers):
+        for report in receive_reports(workers, args, shared):
             start_time = start_time or time.perf_counter()  # starting the processes does not count
             gradient_delays += report.gradient_delays
             if report.statistics:
@@ -442,8 +435,8 @@ def end_with_parent():
     os._exit(1)
 
 
-def receive_reports(workers):
-    """Yield the workers' reports until all workers have ended; raise RunError if one of them fails or is killed."""
+def receive_reports(workers, args, shared):
+    """Yield the workers' reports until all workers have ended; raise RunError if one of them ends early."""
     running = dict(workers)
     while running:
         for receiver in wait(running):
@@ -452,7 +445,8 @@ def receive_reports(workers):
             except (EOFError, OSError):  # the worker has ended
                 process = running.pop(receiver)
                 process.join()
-                if process.exitcode:  # 1 after a traceback; -9 often means out of memory
+                if process.exitcode or shared.global_step.value < args.total_timesteps:
+                    # 0 if the environment ended the process, 1 after a traceback; -9 often means out of memory
                     raise RunError(f"{process.name} died, exit code {process.exitcode}") from None
                 continue
             if isinstance(message, str):
@@ -516,30 +510,31 @@ def make_env(args, **options):
         gym.register_envs(ale_py)
         defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
     env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     action_space = env.action_space
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     continuous = isinstance(action_space, Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f"
     if not (discrete or continuous) or not env.observation_space.is_np_flattenable:  # no Sequence or Graph
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and no Sequence "
-            f"or Graph observations; it has {action_space} and {type(env.observation_space).__name__}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, and observations "
+            f"other than Sequence or Graph; it has {action_space} and {type(env.observation_space).__name__}"
         )
     if is_atari(args):
         env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
         env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
-    elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
-        env = gym.wrappers.FlattenObservation(env)  # discrete observations become one-hot
-    obs_space = env.observation_space
-    if not is_atari(args):
-        obs_space = Box(-np.inf, np.inf, obs_space.shape, np.float32)
+    else:
+        if not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
+            env = gym.wrappers.FlattenObservation(env)  # discrete observations become one-hot
+        shape = env.observation_space.shape
 
-    def copy(obs):  # some environments return the same array every time and overwrite it
-        obs = np.array(obs, obs_space.dtype)
-        if obs.shape != obs_space.shape:
-            raise RunError(f"--env-id {args.env_id}: observation of shape {obs.shape}, declared {obs_space.shape}")
-        return obs
+        def copy(obs):  # some environments return the same array every time and overwrite it
+            obs = np.array(obs, np.float32)
+            if obs.shape != shape:
+                raise RunError(f"--env-id {args.env_id}: observation of shape {obs.shape}, declared {shape}")
+            return obs
 
-    env = gym.wrappers.TransformObservation(env, copy, obs_space)
+        env = gym.wrappers.TransformObservation(env, copy, Box(-np.inf, np.inf, shape, np.float32))
     if continuous:  # the policy acts in [-1, 1]; where a bound is infinite, in [-1, ∞), (-∞, 1] or (-∞, ∞)
         # Not by RescaleAction: its rounding may exceed the bounds, and it returns NaN where they are equal.
         low, high = action_space.low, action_space.high
@@ -631,11 +626,6 @@ def load_checkpoint(path, **modules):
 
 class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
-
-
-def json_object(text):
-    """Parse a JSON object as a dict; an argparse type."""
-    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):

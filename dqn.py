@@ -54,10 +54,11 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
+    add("--env-kwargs", type="JSON object", default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over environments")
     add("--num-envs", type=number(int, 1), default=4, help="environments stepped in parallel")
     add("--learning-rate", type=number(float, 0), default=1e-3, help="Adam's step size η")
@@ -263,9 +264,6 @@ def train(args):
     """Train, log, save and evaluate -> (q_network, history), history a list of (global_step, episode_return)."""
     torch.manual_seed(args.seed)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
-    can_render = is_atari(args) or "rgb_array" in envs.metadata.get("render_modes", [])
-    if args.capture_video and not can_render:
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, num_actions = envs.single_observation_space, int(envs.single_action_space.n)
     has_frames = len(obs_space.shape) == 3
     if not has_frames:
@@ -389,16 +387,17 @@ def make_envs(args, num_envs, **options):
         # SyncVectorEnv steps a single environment faster than the environment's own vector class does.
         mode = "sync" if args.pixels or num_envs == 1 else None
         envs = gym.make_vec(args.env_id, num_envs, mode, **args.env_kwargs | options)
-    if not is_atari(args):  # Atari's infos hold the lives
         envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
+    if args.capture_video and not is_atari(args) and "rgb_array" not in envs.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     flattenable = obs_space.is_np_flattenable  # no Sequence or Graph
     if not discrete or not flattenable or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0, no Sequence or Graph observations and "
-            f"AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, observations other than Sequence or "
+            f"Graph, and AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__} and {autoreset}"
         )
     has_frames = is_atari(args) or args.pixels
     if not (has_frames or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
@@ -518,11 +517,6 @@ def load_checkpoint(path, **modules):
 
 class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
-
-
-def json_object(text):
-    """Parse a JSON object as a dict; an argparse type."""
-    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):

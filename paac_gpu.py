@@ -49,10 +49,11 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="ALE/Pong-v5", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
+    add("--env-kwargs", type="JSON object", default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=10_000_000, help="environment steps, over all environments")
     add("--vectorization-mode", choices=["sync", "async"], help="async: one process per environment; not Atari")
     add("--num-envs", type=number(int, 1), default=64, help="environments stepped in parallel, the paper's n_e")
@@ -150,18 +151,14 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """(..., *obs_shape) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
-        obs = self.normalize(obs)
+        obs = obs - self.obs_statistics.mean
         if self.image:
             # (..., 4, 84, 84) -> (batch, 4, 84, 84) -> (..., features); channels_last is a faster layout
-            frames = obs.flatten(0, -4).contiguous(memory_format=torch.channels_last)
-            obs = self.body(frames).unflatten(0, obs.shape[:-3])
-        return self.actor(obs), self.critic(obs).squeeze(-1)
-
-    def normalize(self, obs):
-        """Subtract the mean image from frames; give components of flat observations mean 0 and variance 1."""
-        if self.image:
-            return (obs - self.obs_statistics.mean) / 255
-        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
+            frames = (obs / 255).flatten(0, -4).contiguous(memory_format=torch.channels_last)
+            features = self.body(frames).unflatten(0, obs.shape[:-3])
+        else:  # components with mean 0 and variance 1, limited to ±10
+            features = (obs / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
+        return self.actor(features), self.critic(features).squeeze(-1)
 
     def sample(self, output):
         """Logits or means (num_envs, ...) -> actions drawn from π(·|s), (num_envs, *action_shape)."""
@@ -258,9 +255,6 @@ def train(args):
     rank, num_ranks = start_ranks(args)
     torch.manual_seed(args.seed)  # all ranks start with the same weights
     envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(args, args.num_envs), stats_key="statistics")
-    can_render = is_atari(args) or "rgb_array" in envs.metadata.get("render_modes", [])
-    if args.capture_video and not can_render:
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, args.network)
     agent.to(args.device)
@@ -419,8 +413,9 @@ def make_envs(args, num_envs, **options):
         if args.vectorization_mode == "async":  # by force after 1 s: a step that SIGTERM interrupted never ends
             processes, close = envs.processes, envs.close
             envs.close = lambda: close(timeout=1, terminate=not all(process.is_alive() for process in processes))
-    if not is_atari(args):  # Atari's infos hold the lives
         envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
+    if args.capture_video and not is_atari(args) and "rgb_array" not in envs.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
@@ -428,8 +423,8 @@ def make_envs(args, num_envs, **options):
     flattenable = obs_space.is_np_flattenable  # no Sequence or Graph
     if not (discrete or continuous) or not flattenable or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, no Sequence or "
-            f"Graph observations and AutoresetMode.NEXT_STEP; "
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0 or a flat Box of floats, observations "
+            f"other than Sequence or Graph, and AutoresetMode.NEXT_STEP; "
             f"it has {action_space}, {type(obs_space).__name__} and {autoreset}"
         )
     if not (is_atari(args) or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
@@ -546,11 +541,6 @@ def load_checkpoint(path, **modules):
 
 class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
-
-
-def json_object(text):
-    """Parse a JSON object as a dict; an argparse type."""
-    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):

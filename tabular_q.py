@@ -45,11 +45,12 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     algorithms = ["q_learning", "sarsa", "expected_sarsa", "policy_iteration"]
     add("--env-id", default="Taxi-v4", help="Gymnasium id, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
+    add("--env-kwargs", type="JSON object", default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=600_000, help="environment steps")
     add("--algorithm", default="q_learning", choices=algorithms, help="policy_iteration solves the model, others learn")
     add("--learning-rate", type=number(float, 0, 1), default=0.8, help="step size α")
@@ -172,8 +173,6 @@ def policy_iteration(transitions, gamma):
 def train(args):
     """Learn or solve, log, save, evaluate -> (Q, history): (num_states, num_actions), [(global_step, return), ...]."""
     env = gym.wrappers.RecordEpisodeStatistics(make_env(args), stats_key="recorded_episode")
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     q = [[args.initial_q] * int(env.action_space.n) for _ in range(env.observation_space.n)]  # lists are faster
     table = as_module(q)
     checkpoint = load_checkpoint(args.resume, agent=table) if args.resume else {}
@@ -193,7 +192,7 @@ def train(args):
     history = []
     global_step = start_step
     next_log = start_step + args.log_interval
-    state = to_state(env.reset(seed=derive_seed(args.seed, 0, start_step))[0], len(q))
+    state, _ = env.reset(seed=derive_seed(args.seed, 0, start_step))
     action = rng.randrange(len(q[state]))  # the first action is random
     run, folder = start_run(args, run_id)
     start_time = time.perf_counter()
@@ -208,8 +207,7 @@ def train(args):
             learning_rate = args.learning_rate * remaining
 
             # 1. Take one step, and choose the next action.
-            obs, reward, terminated, truncated, info = env.step(action)
-            next_state = to_state(obs, len(q))
+            next_state, reward, terminated, truncated, info = env.step(action)
             next_action = epsilon_greedy(q[next_state], epsilon, rng)
             global_step += 1
 
@@ -224,7 +222,7 @@ def train(args):
             state, action = next_state, next_action
             if terminated or truncated:
                 history.append((global_step, float(info.pop("recorded_episode")["r"])))
-                state = to_state(env.reset()[0], len(q))
+                state, _ = env.reset()
                 action = epsilon_greedy(q[state], epsilon, rng)
 
             # 4. Log and save.
@@ -303,20 +301,23 @@ def derive_seed(*key):
 def make_env(args, **options):
     """Make one environment without autoreset; raise RunError for spaces that a table cannot hold."""
     env = gym.make(args.env_id, **args.env_kwargs | options)
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     for space in (env.observation_space, env.action_space):
         if not (isinstance(space, Discrete) and space.start == 0):
             found = " ".join(str(space).split())  # in one line
             raise RunError(f"--env-id {args.env_id}: needs Discrete spaces, counted from 0; it has {found}")
     if not env.spec.max_episode_steps:  # a greedy policy may loop forever
         env = gym.wrappers.TimeLimit(env, 1_000)
-    return env
+    env = gym.wrappers.TransformReward(env, float)  # NumPy float16 and float32 would round Q
+    num_states = env.observation_space.n
 
+    def to_state(obs):
+        if getattr(obs, "shape", ()) == () and 0 <= obs < num_states and int(obs) == obs:
+            return int(obs)
+        raise RunError(f"the observation {obs!r} is not in the declared Discrete({num_states})")
 
-def to_state(obs, num_states):
-    """Return the observation as a Python int; raise RunError if it is not one of the declared states."""
-    if getattr(obs, "shape", ()) == () and 0 <= obs < num_states and int(obs) == obs:
-        return int(obs)
-    raise RunError(f"the observation {obs!r} is not in the declared Discrete({num_states})")
+    return gym.wrappers.TransformObservation(env, to_state, env.observation_space)
 
 
 def as_module(q):
@@ -408,11 +409,6 @@ def load_checkpoint(path, **modules):
 
 class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
-
-
-def json_object(text):
-    """Parse a JSON object as a dict; an argparse type."""
-    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):

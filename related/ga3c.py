@@ -59,11 +59,12 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
+    add("--env-kwargs", type="JSON object", default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=300_000, help="environment steps learned from, in total")
     add("--num-agents", type=number(int, 1), default=8, help="processes, each with its own environment")
     add("--num-predictors", type=number(int, 1), default=2, help="threads that answer observations with actions")
@@ -275,8 +276,6 @@ def train(args):
     env = make_env(args)
     env.reset()  # an observation of the wrong shape is reported here
     env.close()
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     if not is_atari(args):
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     agent = ActorCritic(env.observation_space, int(env.action_space.n)).to(args.device)
@@ -446,28 +445,30 @@ def make_env(args, **options):
         gym.register_envs(ale_py)
         defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
     env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     discrete = isinstance(env.action_space, Discrete) and env.action_space.start == 0
     if not discrete or not env.observation_space.is_np_flattenable:  # no Sequence or Graph
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0, and no Sequence or Graph observations; "
-            f"it has {env.action_space} and {type(env.observation_space).__name__}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, and observations other than Sequence or "
+            f"Graph; it has {env.action_space} and {type(env.observation_space).__name__}"
         )
     if is_atari(args):
         env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
         env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
-    elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
-        env = gym.wrappers.FlattenObservation(env)  # discrete observations become one-hot
-    obs_space = env.observation_space
-    if not is_atari(args):
-        obs_space = Box(-np.inf, np.inf, obs_space.shape, np.float32)
+    else:
+        if not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
+            env = gym.wrappers.FlattenObservation(env)  # discrete observations become one-hot
+        shape = env.observation_space.shape
 
-    def copy(obs):  # some environments return the same array every time and overwrite it
-        obs = np.array(obs, obs_space.dtype)
-        if obs.shape != obs_space.shape:
-            raise RunError(f"--env-id {args.env_id}: observation of shape {obs.shape}, declared {obs_space.shape}")
-        return obs
+        def copy(obs):  # some environments return the same array every time and overwrite it
+            obs = np.array(obs, np.float32)
+            if obs.shape != shape:
+                raise RunError(f"--env-id {args.env_id}: observation of shape {obs.shape}, declared {shape}")
+            return obs
 
-    return gym.wrappers.TransformObservation(env, copy, obs_space)
+        env = gym.wrappers.TransformObservation(env, copy, Box(-np.inf, np.inf, shape, np.float32))
+    return env
 
 
 def start_run(args, run_id):
@@ -552,11 +553,6 @@ def load_checkpoint(path, **modules):
 
 class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
-
-
-def json_object(text):
-    """Parse a JSON object as a dict; an argparse type."""
-    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):

@@ -22,8 +22,8 @@ Departs  TD errors are not clipped by default; Adam instead of AdaGrad, its step
          last observation. Components of flat observations with bounds below 1 are scaled to ±1; each frame's mean is
          subtracted. Atari: no sticky actions, no FIRE at reset, up to 30 no-ops, 4 stacked 84x84 grey frames; for
          learning only, rewards are clipped to ±1 and a lost life is terminal
-Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again. With
-         torchrun, every machine needs the checkpoint
+Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again, and Q⁻
+         starts as a copy of Q. With torchrun, every machine needs the checkpoint
 Run      python related/gorila.py    with several bundles a seed does not reproduce a run
          On several machines, run this on each, with R = 0, 1, ...; each machine runs num_bundles bundles, and
          training starts when all of them have connected:
@@ -67,10 +67,11 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
+    add("--env-kwargs", type="JSON object", default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=100_000, help="environment steps, summed over bundles")
     add("--num-bundles", type=number(int, 1), default=2, help="processes that act and learn, on each machine")
     add("--num-envs", type=number(int, 1), default=4, help="environments per bundle, stepped together")
@@ -369,9 +370,6 @@ def train(args):
     torch.set_num_threads(1)  # the other cores are for the bundles
     envs = make_envs(args, 1)
     envs.close()
-    can_render = is_atari(args) or "rgb_array" in envs.metadata.get("render_modes", [])
-    if args.capture_video and not can_render:
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     obs_space, num_actions = envs.single_observation_space, int(envs.single_action_space.n)
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling).to(args.device)
     weights = flatten_parameters(q_network)
@@ -581,16 +579,17 @@ def make_envs(args, num_envs, **options):
         envs = make_atari(args, num_envs, **options)
     else:
         envs = gym.make_vec(args.env_id, num_envs=num_envs, **args.env_kwargs | options)
-    if not is_atari(args):  # Atari's infos hold the lives
         envs.unwrapped._add_info = lambda infos, info, i: infos  # private hook; drop infos: some cannot be stacked
+    if args.capture_video and not is_atari(args) and "rgb_array" not in envs.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     autoreset = envs.metadata.get("autoreset_mode")
     discrete = isinstance(action_space, Discrete) and action_space.start == 0
     flattenable = obs_space.is_np_flattenable  # no Sequence or Graph
     if not discrete or not flattenable or autoreset != gym.vector.AutoresetMode.NEXT_STEP:
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0, no Sequence or Graph observations and "
-            f"AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__}, {autoreset}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, observations other than Sequence or "
+            f"Graph, and AutoresetMode.NEXT_STEP; it has {action_space}, {type(obs_space).__name__} and {autoreset}"
         )
     if not (is_atari(args) or (isinstance(obs_space, Box) and len(obs_space.shape) == 1)):
         envs = gym.wrappers.vector.FlattenObservation(envs)  # discrete observations become one-hot
@@ -700,11 +699,6 @@ def load_checkpoint(path, **modules):
 
 class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
-
-
-def json_object(text):
-    """Parse a JSON object as a dict; an argparse type."""
-    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):

@@ -55,10 +55,11 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line] if line.strip() else []  # blank lines of @FILE
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
-    add("--env-kwargs", type=json_object, default={}, help="environment options as JSON")
+    add("--env-kwargs", type="JSON object", default={}, help="environment options as JSON")
     add("--total-timesteps", type=number(int, 1), default=200_000, help="environment steps, summed over actors")
     add("--num-workers", type=number(int, 1), default=2, help="actors: processes, each with its own environment")
     add("--num-steps", type=number(int, 1), default=32, help="steps per unroll, the paper's n")
@@ -142,7 +143,6 @@ class ActorCritic(nn.Module):
             self.actor = init(nn.Linear(256, num_actions), 0.01)  # a small gain: the initial policy is close to uniform
             self.critic = init(nn.Linear(256, 1), 1.0)
         else:
-            self.body = nn.Identity()
             self.actor = mlp(obs_space.shape[0], num_actions, gain=0.01)  # the initial policy is close to uniform
             self.critic = mlp(obs_space.shape[0], 1, gain=1.0)
         self.obs_statistics = RunningStatistics(obs_space.shape[-2:])  # of frames: a mean image, (84, 84)
@@ -150,18 +150,15 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """(..., *obs_shape) -> logits (..., num_actions) and V(s), (...)."""
-        obs = self.normalize(obs)
-        if self.image:  # (..., 4, 84, 84) -> (batch, 4, 84, 84) -> (..., 256)
-            features = self.body(obs.flatten(0, -4)).unflatten(0, obs.shape[:-3])
-        else:
-            features = self.body(obs)
+        features = self.features(obs)
         return self.actor(features), self.critic(features).squeeze(-1)
 
-    def normalize(self, obs):
-        """Subtract the mean image from frames; give components of flat observations mean 0 and variance 1."""
-        if self.image:
-            return (obs - self.obs_statistics.mean) / 255
-        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
+    def features(self, obs):
+        """Apply the shared body to frames; give components of flat observations mean 0 and variance 1."""
+        obs = obs - self.obs_statistics.mean
+        if self.image:  # (..., 4, 84, 84) -> (batch, 4, 84, 84) -> (..., 256)
+            return self.body(obs.flatten(0, -4) / 255).unflatten(0, obs.shape[:-3])
+        return (obs / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
 
     def sample(self, logits):
         """Logits (num_envs, num_actions) -> actions drawn from π(·|s), (num_envs,)."""
@@ -304,8 +301,8 @@ def worker(send, rank, args, shared_agent, version, slot, start_step):
             for t in range(args.num_steps):
                 unroll.observations[t] = obs
                 with torch.inference_mode():
-                    features = agent.body(agent.normalize(torch.as_tensor(unroll.observations[t : t + 1])))
-                    logits = agent.actor(features)  # (1, num_actions)
+                    obs_row = torch.as_tensor(unroll.observations[t : t + 1])  # (1, *obs_shape)
+                    logits = agent.actor(agent.features(obs_row))  # (1, num_actions)
                     action = agent.sample(logits).item()
                 lives = info.get("lives", 0)
                 obs, reward, terminated, truncated, info = env.step(action)
@@ -332,8 +329,6 @@ def train(args):
     torch.manual_seed(args.seed)
     env = make_env(args)
     env.close()
-    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
-        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")  # before training, not after
     if len(env.observation_space.shape) == 1:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     agent = ActorCritic(env.observation_space, int(env.action_space.n))
@@ -516,28 +511,30 @@ def make_env(args, **options):
         gym.register_envs(ale_py)
         defaults = {"frameskip": 1, "repeat_action_probability": 0.0}
     env = gym.make(args.env_id, **defaults | args.env_kwargs | options)
+    if args.capture_video and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise RunError(f"--capture-video: {args.env_id} has no render mode rgb_array")
     discrete = isinstance(env.action_space, Discrete) and env.action_space.start == 0
     if not discrete or not env.observation_space.is_np_flattenable:  # no Sequence or Graph
         raise RunError(
-            f"--env-id {args.env_id}: needs Discrete actions counted from 0, and no Sequence or Graph observations; "
-            f"it has {env.action_space} and {type(env.observation_space).__name__}"
+            f"--env-id {args.env_id}: needs Discrete actions counted from 0, and observations other than Sequence or "
+            f"Graph; it has {env.action_space} and {type(env.observation_space).__name__}"
         )
     if is_atari(args):
         env = gym.wrappers.AtariPreprocessing(env)  # 84x84 grey frames, frame skip 4, up to 30 no-ops
         env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
-    elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
-        env = gym.wrappers.FlattenObservation(env)  # discrete observations become one-hot
-    obs_space = env.observation_space
-    if not is_atari(args):
-        obs_space = Box(-np.inf, np.inf, obs_space.shape, np.float32)
+    else:
+        if not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
+            env = gym.wrappers.FlattenObservation(env)  # discrete observations become one-hot
+        shape = env.observation_space.shape
 
-    def copy(obs):  # some environments return the same array every time and overwrite it
-        obs = np.array(obs, obs_space.dtype)
-        if obs.shape != obs_space.shape:
-            raise RunError(f"--env-id {args.env_id}: observation of shape {obs.shape}, declared {obs_space.shape}")
-        return obs
+        def copy(obs):  # some environments return the same array every time and overwrite it
+            obs = np.array(obs, np.float32)
+            if obs.shape != shape:
+                raise RunError(f"--env-id {args.env_id}: observation of shape {obs.shape}, declared {shape}")
+            return obs
 
-    return gym.wrappers.TransformObservation(env, copy, obs_space)
+        env = gym.wrappers.TransformObservation(env, copy, Box(-np.inf, np.inf, shape, np.float32))
+    return env
 
 
 def start_run(args, run_id):
@@ -622,11 +619,6 @@ def load_checkpoint(path, **modules):
 
 class RunError(ValueError):
     """An error that the user can fix; the __main__ block prints it without a traceback."""
-
-
-def json_object(text):
-    """Parse a JSON object as a dict; an argparse type."""
-    return dict(json.loads(text))  # argparse reports the ValueError or TypeError of anything else
 
 
 def number(kind, low, high=sys.maxsize):

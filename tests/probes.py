@@ -1,5 +1,7 @@
 """Tiny environments with known solutions, registered on import: `probes:Name-v0` or, once imported, `Name-v0`."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -103,6 +105,16 @@ class Crash(Probe):
         if self.steps == 300:
             raise ZeroDivisionError("by its\nstep")
         return 0.0, 1, self.t == 10
+
+
+class Quit(Crash):
+    """An environment that ends its process in its 300th step, without an error."""
+
+    def play(self, action):
+        try:
+            return super().play(action)
+        except ZeroDivisionError:
+            sys.exit()
 
 
 class CrashTable(Crash):
@@ -464,6 +476,7 @@ for probe, limit in (
     (Memory, None),
     (Target, None),
     (Crash, None),
+    (Quit, None),
     (CrashTable, None),
     (NotANumber, None),
     (NotANumberTable, None),

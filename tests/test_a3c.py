@@ -525,7 +525,7 @@ def test_gradient_delay_is_the_number_of_updates_by_others_since_the_copy():
 
 def test_the_logged_gradient_delay_is_a_mean_over_all_updates_since_the_last_log(monkeypatch, forkserver):
     rows, reports, receive = [], [], a3c.receive_reports
-    monkeypatch.setattr(a3c, "receive_reports", lambda workers: (reports.append(x) or x for x in receive(workers)))
+    monkeypatch.setattr(a3c, "receive_reports", lambda *key: (reports.append(x) or x for x in receive(*key)))
     monkeypatch.setattr(a3c, "log_progress", lambda *args: rows.append((args[2], args[-1], len(reports))))
     a3c.train(quick(*"--num-workers 2 --total-timesteps 2000 --log-interval 500".split()))
     assert [step // 500 for step, *_ in rows] == [1, 2, 3, 4]
@@ -746,11 +746,12 @@ def kill_one(*_):
     [
         ("test_a3c:Hang-v0", kill_one, a3c.RunError, "worker . died, exit code -9"),
         ("probes:Crash-v0", send(0), a3c.RunError, "worker . died, exit code 1"),
+        ("probes:Quit-v0", send(0), a3c.RunError, "worker . died, exit code 0"),
         ("probes:NotANumber-v0", send(0), a3c.RunError, "the gradient is not finite"),
         ("CartPole-v1", send(signal.SIGTERM), SystemExit, "143"),
         ("CartPole-v1", send(signal.SIGINT), KeyboardInterrupt, None),
     ],
-    ids=["killed", "raises", "NaN", "SIGTERM", "Ctrl-C"],
+    ids=["killed", "raises", "quits", "NaN", "SIGTERM", "Ctrl-C"],
 )
 def test_faults_end_all_workers(env_id, strike, error, message, tmp_path, monkeypatch, forkserver):
     """Workers end before the checkpoint is saved, and it is saved before the W&B run is finished."""

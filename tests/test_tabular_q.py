@@ -232,6 +232,18 @@ class ByDict(World):
         return super().step({0: 0, 1: 1}[action])
 
 
+class Floats(World):
+    """Returns states and rewards as NumPy floats of low precision."""
+
+    def reset(self, **kwargs):
+        return np.float32(super().reset(**kwargs)[0]), {}
+
+    def step(self, action):
+        state, reward, *rest = super().step(action)
+        return np.float32(state), np.float16(reward), *rest
+
+
+gym.register("FloatsTable-v0", Floats, kwargs={"transitions": DELAYED})
 gym.register("InPlaceTable-v0", InPlace, kwargs={"transitions": DELAYED})
 gym.register("ByDictTable-v0", ByDict, kwargs={"transitions": DELAYED})
 gym.register("ShipAndLoopTable-v0", World, kwargs={"transitions": SHIP_AND_LOOP})
@@ -388,10 +400,10 @@ def test_an_unreachable_loop_does_not_hide_the_exact_values(monkeypatch):
     assert not np.isnan(logged[-1]["charts/greedy_value"])
 
 
-@pytest.mark.parametrize("env_id", ["InPlaceTable-v0", "ByDictTable-v0"])
+@pytest.mark.parametrize("env_id", ["InPlaceTable-v0", "ByDictTable-v0", "FloatsTable-v0"])
 def test_states_are_copied_and_actions_are_ints(env_id):
-    """Observations that are one array, overwritten at every step; actions used as dictionary keys."""
-    flags = "--gamma 0.7 --total-timesteps 500"
+    """One array, overwritten at every step; actions used as dictionary keys; states and rewards as NumPy floats."""
+    flags = "--gamma 0.7 --total-timesteps 500 --eval-episodes 2"
     expected, _ = tabular_q.train(quick(f"--env-id DelayedTable-v0 {flags}"))
     q, _ = tabular_q.train(quick(f"--env-id {env_id} {flags}"))
     np.testing.assert_array_equal(q, expected)
