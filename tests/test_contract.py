@@ -232,12 +232,12 @@ def test_flags(name, capsys):
 
 
 def test_flags_from_a_file_and_from_the_environment(name, tmp_path, monkeypatch):
-    (tmp_path / "flags.txt").write_text('--seed\n7\n\n--eval-episodes=3 \n  \n--env-kwargs\n{"a": 1}\n')
+    (tmp_path / "flags.txt").write_text('--seed\n7\n\n--eval-episodes=3\n  \n--run-dir=x \n--env-kwargs\n{"a": 1}\n')
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     args = import_module(name).parse_args(["@flags.txt", "--seed", "8"])
     assert (args.seed, args.eval_episodes, args.wandb_mode, args.wandb_project) == (8, 3, "disabled", "mine")
-    assert args.env_kwargs == {"a": 1}
+    assert args.run_dir == "x" and args.env_kwargs == {"a": 1}
     monkeypatch.setenv("WANDB_MODE", "")  # set but empty: as if it were not set
     monkeypatch.setenv("WANDB_PROJECT", "")
     args = import_module(name).parse_args([])
