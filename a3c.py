@@ -52,7 +52,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE may have blank lines
     parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
@@ -149,7 +149,7 @@ class ActorCritic(nn.Module):
 
         For environments in parallel every shape has num_envs after num_steps. lstm_state None stands for zeros.
         """
-        obs = obs - self.obs_statistics.mean
+        obs = obs - self.obs_statistics.mean  # of frames: the mean image
         if self.image:  # (num_steps, [num_envs,] 4, 84, 84) -> (batch, 4, 84, 84) -> (num_steps, [num_envs,] 256)
             features = self.body(obs.flatten(0, -4) / 255).unflatten(0, obs.shape[:-3])
         else:  # components with mean 0 and variance 1, limited to ±10

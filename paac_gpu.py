@@ -49,7 +49,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE may have blank lines
     parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="ALE/Pong-v5", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
@@ -151,7 +151,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs):
         """(..., *obs_shape) -> logits (..., num_actions) or means (..., action_dim), and V(s), (...)."""
-        obs = obs - self.obs_statistics.mean
+        obs = obs - self.obs_statistics.mean  # of frames: the mean image
         if self.image:
             # (..., 4, 84, 84) -> (batch, 4, 84, 84) -> (..., features); channels_last is a faster layout
             frames = (obs / 255).flatten(0, -4).contiguous(memory_format=torch.channels_last)

@@ -206,7 +206,7 @@ def minimal_reinforce(steps, seed, learning_rate=0.0002, gamma=0.98):
 
 
 def minimal_a3c(steps, seed, gamma=0.98):
-    """Run one worker of minimalRL's a3c.py, ported to Gymnasium; clearing local gradients, which torch 2 accumulates.
+    """Run one worker of minimalRL's a3c.py, ported to Gymnasium; it clears the local gradients, which torch 2 adds up.
 
     One distribution per step, an update every 5 steps, a hidden layer of 256.
     """
@@ -353,7 +353,7 @@ CONTESTS = {  # (what, beside whom): script, flags, steps, the other program
 
 
 def speed(args):
-    """Run all contests in rounds -> speeds.csv; ours runs first every other round, a program in two contests once."""
+    """Run all contests in rounds, ours first in every other one -> speeds.csv; a program in two contests runs once."""
     play = functools.cache(lambda program, *args: round(fresh(program, *args)[1]))
     rows = [row for row in read_csv(RESULTS / "speeds.csv") if args.only not in (None, row["script"])]
     for number in range(1, args.rounds + 1):

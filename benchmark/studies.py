@@ -307,7 +307,7 @@ def asynchrony(plot_only):
     """Run CartPole-v1 with 1 to 16 environments, and Pong with 8 for a few minutes, not evaluated.
 
     Gradient delay: the updates that other workers made between a worker's copy of the weights and its own update.
-    Policy lag: the updates between the weights that chose an action and those that it updates. PAAC has neither.
+    Policy lag: the updates between the weights that chose an action and those being updated. PAAC has neither.
     Learning rate, t_max, discount, loss weights and steps are equal. PAAC and IMPALA use Adam, the others RMSProp.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores

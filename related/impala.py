@@ -55,7 +55,7 @@ def parse_args(argv=None):
     """Parse the flags; a value out of range ends the program with exit code 2 and an error message."""
     parser = argparse.ArgumentParser(fromfile_prefix_chars="@", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.splitlines()[0]
-    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE's lines
+    parser.convert_arg_line_to_args = lambda line: [line.strip()] if line.strip() else []  # @FILE may have blank lines
     parser.register("type", "JSON object", lambda text: dict(json.loads(text)))  # dict refuses other JSON values
     add = parser.add_argument
     add("--env-id", default="CartPole-v1", help="Gymnasium id, ALE/GAME-v5, or MODULE:ID for your own environment")
@@ -154,8 +154,8 @@ class ActorCritic(nn.Module):
         return self.actor(features), self.critic(features).squeeze(-1)
 
     def features(self, obs):
-        """Apply the shared body to frames; give components of flat observations mean 0 and variance 1."""
-        obs = obs - self.obs_statistics.mean
+        """Apply the shared body to frames minus the mean image; give flat components mean 0 and variance 1."""
+        obs = obs - self.obs_statistics.mean  # of frames: the mean image
         if self.image:  # (..., 4, 84, 84) -> (batch, 4, 84, 84) -> (..., 256)
             return self.body(obs.flatten(0, -4) / 255).unflatten(0, obs.shape[:-3])
         return (obs / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10.0, 10.0)
