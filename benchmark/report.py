@@ -3,7 +3,7 @@
     python benchmark/report.py tables     returns over seeds, and speeds beside peers, in Markdown
     python benchmark/report.py figures    learning curves beside those of peers: seconds.png, steps.png, a3c_masked.png,
                                           control.png
-    python benchmark/report.py gif VIDEO GIF    four seconds of a recorded episode, such as video/rl-video-episode-0.mp4
+    python benchmark/report.py gif VIDEO GIF    five seconds of a recorded episode, such as video/rl-video-episode-0.mp4
 
 Returns: mean, standard deviation, lowest and interquartile mean (without the lowest and the highest quarter, rounded
 down) of the seeds' evaluation means, with a 95% bootstrap interval from 10,000 resamples of the seeds (Agarwal
@@ -126,11 +126,11 @@ def figures():
 
 
 def gif(video, path):
-    """Write the first four seconds of a video as a small GIF."""
+    """Write the first five seconds of a video as a small GIF."""
     from moviepy import VideoFileClip
 
     with VideoFileClip(video) as clip:
-        clip.subclipped(0, min(4, clip.duration)).resized(width=240).write_gif(path, fps=15, logger=None)
+        clip.subclipped(0, min(5, clip.duration)).resized(width=240).write_gif(path, fps=15, logger=None)
 
 
 if __name__ == "__main__":
