@@ -226,7 +226,9 @@ def test_the_convolutions_are_those_of_the_papers(name, shapes):
     network = dqn.QNetwork(box(4, 84, 84), 6, name, [64], False)
     assert [tuple(p.shape) for p in network.parameters() if p.ndim > 1] == shapes
     frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
-    x = frames / 255 - frames.sum((2, 3), keepdim=True) / (255 * 84 * 84)
+    mean_image = torch.rand(84, 84) * 255
+    network.mean_image.copy_(mean_image)
+    x = frames / 255 - (mean_image / 255).expand(3, 4, 84, 84)
     p = list(network.parameters())
     for i, stride in enumerate((4, 2, 1)[: len(shapes) - 2]):
         x = F.relu(F.conv2d(x, p[2 * i], p[2 * i + 1], stride=stride))
@@ -461,6 +463,26 @@ def test_pixels(tmp_path):
     assert history and isinstance(agent.body[0], torch.nn.Conv2d)
     (video,) = tmp_path.glob("runs/*/video/*.mp4")
     assert video.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("buffer_size", "rows"),  # 30 steps before the first update overwrite most of a ring of 19 rows
+    [(1000, range(30)), (30, [12, 13, 14, *range(19, 31)])],
+)
+def test_the_mean_image(buffer_size, rows, tmp_path, monkeypatch):
+    """Both networks subtract the mean of the frames before the first update; it stays, in a resumed run as well."""
+    frames, reset, add = [], dqn.ReplayBuffer.reset, dqn.ReplayBuffer.add
+    monkeypatch.setattr(dqn.ReplayBuffer, "reset", lambda self, obs: frames.append(obs[:, 3]) or reset(self, obs))
+    monkeypatch.setattr(dqn.ReplayBuffer, "add", lambda *args: frames.append(args[-1][:, 3]) or add(*args))
+    means = spied(monkeypatch, "update", lambda *args: [network.mean_image.clone() for network in args[:2]])
+    flags = f"--pixels --num-envs 2 --buffer-size {buffer_size} --learning-starts 60 --train-interval 4 --batch-size 2"
+    flags = [*flags.split(), "--target-update-interval", "8", "--total-timesteps"]
+    dqn.train(quick(*flags, "80"))
+    assert len(means) == 6
+    np.testing.assert_allclose(means[0][0], np.mean([frames[i] for i in rows], (0, 1)), rtol=1e-5, atol=1e-4)
+    (path,) = tmp_path.glob("runs/*/checkpoint.pt")
+    dqn.train(quick(*flags, "160", "--resume", str(path)))
+    assert len(means) == 12 and all(torch.equal(mean, means[0][0]) for pair in means for mean in pair)
 
 
 def test_pixels_are_the_rendered_frame():
