@@ -15,8 +15,8 @@ Departs  TD errors are clipped only by --loss huber, and gradients only where th
          step size annealed; several environments, stepped in parallel; truncated episodes bootstrap from their last
          observation; the target network is refreshed every N environment steps rather than every N updates; evaluation
          with ε = 0; --dueling does not rescale the gradient of the shared layers by 1/√2 and, except for frames, shares
-         all hidden layers. Components of flat observations with bounds below 1 are scaled to ±1; from frames the mean
-         image, taken before the first update, is subtracted. Atari: no sticky actions, no FIRE at reset, up to 30
+         all hidden layers. Components of flat observations with bounds below 1 are scaled to ±1; the mean image of all
+         frames before the first update is subtracted from frames. Atari: no sticky actions, no FIRE at reset, up to 30
          no-ops, 4 stacked 84x84 grey frames; for learning only, rewards are clipped to ±1 and a lost life is terminal
 Resume   the replay buffer is not saved: learning pauses for learning_starts steps
 Run      python dqn.py    python dqn.py --double --dueling --exponential-epsilon
@@ -132,7 +132,7 @@ class QNetwork(nn.Module):
             layers += [nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten()]
             head_sizes = [64 * 7 * 7, 512]
         if len(obs_space.shape) == 3:
-            self.register_buffer("mean_image", torch.zeros(obs_space.shape[1:]))  # train sets it
+            self.register_buffer("mean_image", torch.zeros(obs_space.shape[1:]))  # computed by train
         self.body = nn.Sequential(*layers)
         self.advantage = mlp(*head_sizes, num_actions)  # without dueling these are the Q values themselves
         self.value = mlp(*head_sizes, 1) if dueling else None
@@ -143,7 +143,7 @@ class QNetwork(nn.Module):
         if obs.ndim == 2:
             obs = obs / self.bound
         else:
-            # Without the mean, Pong's constant bright background soon kills many filters of the first layer.
+            # If it is not subtracted, Pong's constant bright background soon kills many filters of the first layer.
             obs = (obs - self.mean_image) / 255
         features = self.body(obs)
         advantage = self.advantage(features)
@@ -327,7 +327,7 @@ def train(args):
             # 2. Learn from the replay buffer, every train_interval steps.
             while global_step >= next_update:
                 next_update += args.train_interval
-                if has_frames and not optimizer.state:  # before the first update: the mean of the frames so far
+                if has_frames and not optimizer.state:  # before the first update
                     mean_image = torch.as_tensor(buffer.frames[: buffer.num_rows].mean((0, 1)), dtype=torch.float32)
                     for network in (q_network, target_network):
                         network.mean_image.copy_(mean_image)
