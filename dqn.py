@@ -143,7 +143,7 @@ class QNetwork(nn.Module):
         if obs.ndim == 2:
             obs = obs / self.bound
         else:
-            # If it is not subtracted, Pong's constant bright background soon kills many filters of the first layer.
+            # Without the mean image, Pong's constant bright background soon kills many filters of the first layer.
             obs = (obs - self.mean_image) / 255
         features = self.body(obs)
         advantage = self.advantage(features)

@@ -65,7 +65,7 @@ MAY_DIFFER = {
     "a3c": {"ActorCritic.forward", "evaluate", "finishing"},  # LSTM, frames, processes
     "paac_gpu": {"ActorCritic.forward"},  # frames
     "ga3c": {"ActorCritic.forward", "evaluate", "finishing", "start_worker", "run_worker"},  # two pipes per process
-    # As in dqn.py, without the mean image; processes.
+    # As in dqn.py, but without a mean image, and with processes.
     "gorila": {"QNetwork.__init__", "QNetwork.forward", "evaluate", "td_target", "mlp", "finishing"},
     "impala": {"ActorCritic.forward", "ActorCritic.sample", "evaluate", "finishing", "worker"},
     "pgql": {"ActorCritic.forward", "ActorCritic.sample", "evaluate"},  # discrete actions only
