@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from datetime import date
 from pathlib import Path
 from unittest import mock
@@ -134,13 +135,13 @@ def play(name, flags, target, deadline, path):
         print(f"{path.stem}: no time is left", flush=True)
         return
     script = importlib.import_module(name)
-    log_progress, rows, start = script.log_progress, [], time.perf_counter()
+    log_progress, rows, described, start = script.log_progress, [], origin(name, flags), time.perf_counter()
 
     def log_and_save(run, args, global_step, history, lengths, metrics):
         log_progress(run, args, global_step, history, lengths, metrics)
         mean_return = float(np.mean([episode_return for _, episode_return in history[-100:]] or [np.nan]))
         row = {"seconds": round(time.perf_counter() - start, 1), "global_step": global_step}
-        rows.append(row | {"mean_return": round(mean_return, 2)} | origin(name, flags))
+        rows.append(row | {"mean_return": round(mean_return, 2)} | described)
         write_csv(path, rows)
         if (len(history) >= 100 and mean_return >= target) or time.perf_counter() >= deadline:
             print(f"{name}.py: return {mean_return:.1f} of {target} after {row['seconds']} s", flush=True)
@@ -152,7 +153,8 @@ def play(name, flags, target, deadline, path):
 
 def origin(name, flags):
     """Return the columns that describe where a row comes from."""
-    return {"command": command_line(name, flags), "code": fingerprint(name), "date": date.today()} | setting()
+    row = {"command": command_line(name, flags), "code": fingerprint(name), "date": date.today()} | setting()
+    return row | {"threads": torch.get_num_threads()}  # of PyTorch and of ALE
 
 
 @contextlib.contextmanager
@@ -162,6 +164,7 @@ def reported(what):
         yield
     except (Exception, SystemExit) as error:
         print(f"{what}: {error!r}", flush=True)
+        traceback.print_exc()
 
 
 class Table:
@@ -200,7 +203,7 @@ def measure_speeds(args, deadline):
         with change:
             table.measure("paac_gpu", flags, columns | {"variant": variant}, speed, *window)
 
-    play("paac_gpu", settings("paac_gpu", "Pong", args), 18, deadline - 30, args.out / "gpu_paac_gpu_Pong.csv")
+    play("paac_gpu", settings("paac_gpu", "Pong", args), 18, deadline - 90, args.out / "gpu_paac_gpu_Pong.csv")
 
     late = ["--learning-starts", "1000", "--buffer-size", "50000", "--epsilon-start", "0.02"]  # most actions from Q
     columns_of_dqn = {"script": "dqn", "network": "", "num_envs": "", "variant": ""}
@@ -220,17 +223,17 @@ def measure_breakout(args, deadline):
 
 def measure_torchrun(args, deadline):
     """Run paac_gpu.py by torchrun with one process: NCCL on a GPU, Gloo on a CPU."""
-    flags = [*PONG, "--num-envs", "4", "--total-timesteps", "1000" if args.small else "100000", "--eval-episodes", "0"]
+    flags = [*PONG, "--num-envs", "4", "--total-timesteps", "1000" if args.small else "20000", "--eval-episodes", "0"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
         command += ["paac_gpu.py", *flags, "--run-dir", folder, "--wandb-mode", "disabled"]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, timeout=90)
 
 
 def settings(name, game, args):
     """Return the flags of a game: its settings file for GPUs or, if there is none, the other one."""
     file = Path("settings", f"{name}_{game}_gpu.txt")
-    flags = [f"@{file if file.exists() else file.with_name(f'{name}_{game}.txt')}", "--log-interval", "20000"]
+    flags = [f"@{file if file.exists() else file.with_name(f'{name}_{game}.txt')}", "--log-interval", "50000"]
     if args.small:
         flags += ["--num-envs", "4", "--log-interval", "200", "--total-timesteps", "800"]
         flags += ["--learning-starts", "400", "--buffer-size", "5000"] if name == "dqn" else []
