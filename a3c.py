@@ -45,7 +45,7 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import multiprocessing, nn
 
-SCRIPT = "a3c"  # names run folders and checkpoints
+SCRIPT = "a3c"  # names run folders; stored in checkpoints
 
 
 def parse_args(argv=None):
@@ -77,7 +77,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="online: upload runs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -180,7 +180,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Make two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
+    """Make two hidden layers of 64 units and an output layer; gain scales the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -401,7 +401,7 @@ def train(args):
 
 
 def start_worker(workers, context, rank, *worker_args):
-    """Start a worker process and add it to workers, a dict {pipe that receives its reports: process}."""
+    """Start a worker process and add it to workers, a dict {pipe that receives its output: process}."""
     receiver, sender = context.Pipe(duplex=False)  # one pipe per worker: a killed worker holds no lock that others need
     process = context.Process(target=run_worker, args=(sender, rank, *worker_args), name=f"worker {rank}", daemon=True)
     can_mask_signals = hasattr(signal, "pthread_sigmask")  # not on Windows

@@ -10,7 +10,7 @@ Update   L = E[(y - Q(s,a))²] / 2 over a batch drawn uniformly from the replay 
          y = r + γ max_a' Q⁻(s',a')    --double: y = r + γ Q⁻(s', argmax_a' Q(s',a'))    y = r if s' is terminal
          y is a constant; Q⁻ is a copy of Q, refreshed every target_update_interval steps
          --loss huber: |δ| - 1/2 in place of δ²/2 where |δ| > 1, for δ = y - Q(s,a): the paper's clipping to ±1
-Departs  TD errors are clipped only by --loss huber, and gradients only where their norm exceeds 1000: where Q
+Departs  TD errors are clipped only by --loss huber, and gradients only if their norm exceeds 1000: when Q
          reaches 100, as on CartPole, clipping gives terminal states too little weight. Adam instead of RMSProp, its
          step size annealed; several environments, stepped in parallel; truncated episodes bootstrap from their last
          observation; the target network is refreshed every N environment steps rather than every N updates; evaluation
@@ -47,7 +47,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 from torch.nn import functional as F
 
-SCRIPT = "dqn"  # names run folders and checkpoints
+SCRIPT = "dqn"  # names run folders; stored in checkpoints
 
 
 def parse_args(argv=None):
@@ -91,7 +91,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="online: upload runs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -271,7 +271,7 @@ def train(args):
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     q_network = QNetwork(obs_space, num_actions, args.network, args.hidden_sizes, args.dueling)
     q_network.to(args.device)
-    if "mps" not in args.device:  # PyTorch 2.13 misreads this layout there, silently (its issue 192212)
+    if "mps" not in args.device:  # on MPS, PyTorch 2.13 silently misreads this layout (its issue 192212)
         q_network.to(memory_format=torch.channels_last)  # convolutions are faster in this layout
     target_network = copy.deepcopy(q_network).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), lr=args.learning_rate, fused=True)
@@ -320,7 +320,7 @@ def train(args):
             if is_atari(args):
                 reward = np.sign(reward)
             if is_atari(args) and args.terminal_on_life_loss:
-                terminated = terminated | (infos.get("lives", 0) < lives)  # for the value: the episode continues
+                terminated = terminated | (infos.get("lives", 0) < lives)  # for the learner: the game continues
                 lives = infos.get("lives", 0)
             buffer.add(action, reward, terminated, done, obs)
 

@@ -42,7 +42,7 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import distributed, nn
 
-SCRIPT = "paac_gpu"  # names run folders and checkpoints
+SCRIPT = "paac_gpu"  # names run folders; stored in checkpoints
 
 
 def parse_args(argv=None):
@@ -77,7 +77,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="online: upload runs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -182,7 +182,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Make two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
+    """Make two hidden layers of 64 units and an output layer; gain scales the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -258,7 +258,7 @@ def train(args):
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, args.network)
     agent.to(args.device)
-    if "mps" not in args.device:  # PyTorch 2.13 misreads this layout there, silently (its issue 192212)
+    if "mps" not in args.device:  # on MPS, PyTorch 2.13 silently misreads this layout (its issue 192212)
         agent.to(memory_format=torch.channels_last)  # the layout of the frames
     if not agent.image:
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
@@ -318,7 +318,7 @@ def train(args):
                 running_returns[t] = running_return
                 done = terminations[t] | truncated
                 if is_atari(args) and args.terminal_on_life_loss:
-                    terminations[t] |= infos.get("lives", 0) < lives  # for the values: the episode continues
+                    terminations[t] |= infos.get("lives", 0) < lives  # for the learner: the game continues
                     lives = infos.get("lives", 0)
                 dones[t] = terminations[t] | truncated
                 global_step += args.num_envs * num_ranks
@@ -407,7 +407,7 @@ def make_envs(args, num_envs, **options):
     if is_atari(args):
         envs = make_atari(args, num_envs, **options)
     else:
-        # From shared memory, Gymnasium 1.4 reads Text observations only once.
+        # With shared memory, Gymnasium 1.4 never updates Text observations.
         vector_kwargs = {"shared_memory": False} if args.vectorization_mode == "async" else None
         envs = gym.make_vec(args.env_id, num_envs, args.vectorization_mode, vector_kwargs, **args.env_kwargs | options)
         if args.vectorization_mode == "async":  # by force after 1 s: a step that SIGTERM interrupted never ends

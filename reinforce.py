@@ -13,7 +13,7 @@ Update   L = -1/N Σ_episodes Σ_t [Ψ_t log π(a_t|s_t) + ent_coef H(π(·|s_t)
 Bias     With ent_coef 0, -∇L is an unbiased estimate of ∇E[G_0] for total_return; for reward_to_go if γ = 1; and for
          value_baseline if, in addition, no episode is truncated. mean_baseline has a bias of O(1/N): the episode is
          part of the mean. elite optimizes another objective.
-Departs  no γ^t before Ψ_t (a bias if γ < 1); Adam. For the first value_warmup steps value_baseline trains V alone: with
+Departs  no γ^t before G_t (a bias if γ < 1); Adam. For the first value_warmup steps value_baseline trains V alone: with
          an untrained V, Ψ mostly has the sign of the rewards. Observations are normalized by their running mean and
          variance; V predicts G / (running root mean square of G). An episode that is truncated, by a time limit or
          the end of training, ends there; only value_baseline bootstraps, from V(last observation)
@@ -41,7 +41,7 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-SCRIPT = "reinforce"  # names run folders and checkpoints
+SCRIPT = "reinforce"  # names run folders; stored in checkpoints
 
 
 def parse_args(argv=None):
@@ -72,7 +72,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="online: upload runs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -173,7 +173,7 @@ def discounted_returns(rewards, gamma):
 
 
 def psi_weights(psi, returns, values, is_transition, elite_fraction):
-    """Return the weights Ψ_t named psi, (batch,) like values; G_t and is_transition are (num_steps, num_envs)."""
+    """Return the weights Ψ_t, (batch,) like values; returns (G_t) and is_transition are (num_steps, num_envs)."""
     if psi == "total_return":
         episode_of_step = is_transition.nonzero()[1]
         return returns[0][episode_of_step]  # the first row is G_0
@@ -189,7 +189,7 @@ def psi_weights(psi, returns, values, is_transition, elite_fraction):
 
 
 def reinforce_loss(log_prob, entropy, weights, num_episodes, ent_coef):
-    """Compute L without the value loss -> (loss, metrics); every tensor is (batch,), the steps of all episodes."""
+    """Compute L of the module docstring -> (loss, metrics); tensors are (batch,): the steps of all episodes."""
     # A sum over each episode's steps: a mean over all steps would give a step less weight in a batch of long episodes.
     policy_loss = -(weights * log_prob).sum() / num_episodes
     loss = policy_loss - ent_coef * entropy.sum() / num_episodes
@@ -282,7 +282,7 @@ def train(args):
                 playing = playing & ~done
             truncations[-1] |= playing  # the end of training truncates the episodes that are still running
 
-            # 2. Learn from all episodes, in one gradient step.
+            # 2. Learn from all episodes.
             observations, actions, rewards = np.stack(observations), np.stack(actions), np.stack(rewards)
             truncations, is_transition = np.stack(truncations), np.stack(is_transition)
             metrics = update(agent, optimizer, observations, actions, rewards, truncations, is_transition, args)

@@ -37,7 +37,7 @@ import wandb
 from gymnasium.spaces import Discrete
 from torch import nn
 
-SCRIPT = "tabular_q"  # names run folders and checkpoints
+SCRIPT = "tabular_q"  # names run folders; stored in checkpoints
 ARROWS = {"FrozenLakeEnv": "<v>^", "CliffWalkingEnv": "^>v<"}  # arrows for the actions of each grid world
 
 
@@ -67,7 +67,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="online: upload runs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     if args.resume is not None:  # continue with the run's own flags, except machine-specific ones and those given now
@@ -119,7 +119,7 @@ def flat_model(model):
 
 
 def can_reach(p_pi, goals):
-    """Return the states from which one of the goals can be reached, goals included; both are masks (num_states,)."""
+    """Return a mask of the states that can reach a goal, goals included; goals is a mask, too, (num_states,)."""
     reached = goals
     while True:
         extended = reached | (p_pi[:, reached] > 0).any(axis=1)  # by one more step
@@ -193,7 +193,7 @@ def train(args):
     global_step = start_step
     next_log = start_step + args.log_interval
     state, _ = env.reset(seed=derive_seed(args.seed, 0, start_step))
-    action = rng.randrange(len(q[state]))  # the first action is random
+    action = rng.randrange(len(q[state]))
     run, folder = start_run(args, run_id)
     start_time = time.perf_counter()
 

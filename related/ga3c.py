@@ -52,7 +52,7 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import multiprocessing, nn
 
-SCRIPT = "ga3c"  # names run folders and checkpoints
+SCRIPT = "ga3c"  # names run folders; stored in checkpoints
 
 
 def parse_args(argv=None):
@@ -88,7 +88,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="online: upload runs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -342,7 +342,7 @@ def train(args):
 
 
 def next_report(reports, workers):
-    """Wait for a trainer's next report; raise RunError if an agent has ended, or what a thread has raised."""
+    """Wait for a trainer's next report; raise what a thread has raised, or RunError if an agent has ended."""
     report = reports.get()
     if isinstance(report, EOFError | OSError):  # a closed pipe: an agent has ended
         ended = wait([process.sentinel for process in workers.values()])
@@ -357,7 +357,7 @@ def next_report(reports, workers):
 
 def start_worker(workers, context, rank, *worker_args):
     """Start an agent's process and add it to workers, a dict {(pipe of requests, pipe of segments): process}."""
-    request_pipe, agent_request_pipe = context.Pipe()  # pipes per agent: a killed one holds no lock that others need
+    request_pipe, agent_request_pipe = context.Pipe()  # own pipes: a killed agent holds no lock that others need
     segment_pipe, agent_segment_pipe = context.Pipe(duplex=False)
     pipes = agent_request_pipe, agent_segment_pipe
     process = context.Process(target=run_worker, args=(*pipes, rank, *worker_args), name=f"agent {rank}", daemon=True)

@@ -25,8 +25,8 @@ Departs  TD errors are not clipped by default; Adam instead of AdaGrad, its step
 Resume   the replay buffers are not saved: each bundle plays learning_starts steps before it learns again, and Q⁻
          starts as a copy of Q. With torchrun, every machine needs the checkpoint
 Run      python related/gorila.py    with several bundles a seed does not reproduce a run
-         On several machines, run this on each, with R = 0, 1, ...; each machine runs num_bundles bundles, and
-         training starts when all of them have connected:
+         On several machines (each runs num_bundles bundles, and training starts when all have connected), run this
+         on each, with R = 0, 1, ...:
          torchrun --nnodes 2 --node-rank R --master-addr HOST_OF_RANK_0 --master-port 29500 related/gorila.py
 Result   CartPole-v1: greedy return 500.0 ± 0.0 (10 seeds; one of three more runs ended at 414.1)
 """
@@ -60,7 +60,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.nn import functional as F
 
-SCRIPT = "gorila"  # names run folders and checkpoints
+SCRIPT = "gorila"  # names run folders; stored in checkpoints
 
 
 def parse_args(argv=None):
@@ -103,7 +103,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="online: upload runs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -265,7 +265,7 @@ def compute_gradient(q_network, target_network, batch, args):
 
 
 def is_outlier(loss, recent_losses, num_stds):
-    """Return whether loss exceeds the mean of recent_losses, a full deque, by more than num_stds deviations."""
+    """Return whether loss exceeds the mean of recent_losses, once full, by more than num_stds standard deviations."""
     if len(recent_losses) < recent_losses.maxlen:
         return False
     limit = np.mean(recent_losses) + num_stds * np.std(recent_losses)
@@ -338,7 +338,7 @@ def act_and_learn(exchange, bundle, start_step, args):
                 if is_atari(args):
                     reward = np.sign(reward)
                 if is_atari(args) and args.terminal_on_life_loss:
-                    terminated = terminated | (infos.get("lives", 0) < lives)  # for the value: the episode continues
+                    terminated = terminated | (infos.get("lives", 0) < lives)  # for the learner: the game continues
                     lives = infos.get("lives", 0)
                 buffer.add(action, reward, terminated, done, obs)
 
@@ -364,7 +364,7 @@ def train(args):
     """Train, log, save and evaluate -> (agent, history), history a list of (global_step, episode_return).
 
     This process is the parameter server; the bundles are processes of their own. On several machines torchrun starts
-    one such process each: the first is the server, the others only start their machine's bundles -> (None, []).
+    one such process on each: the first is the server, the others only start their machine's bundles -> (None, []).
     """
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # the other cores are for the bundles

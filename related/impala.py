@@ -48,7 +48,7 @@ import wandb
 from gymnasium.spaces import Box, Discrete
 from torch import multiprocessing, nn
 
-SCRIPT = "impala"  # names run folders and checkpoints
+SCRIPT = "impala"  # names run folders; stored in checkpoints
 
 
 def parse_args(argv=None):
@@ -83,7 +83,7 @@ def parse_args(argv=None):
     add("--resume", help="checkpoint.pt to continue from, with its flags unless others are given")
     add("--run-dir", default="runs", help="folder for run folders, which hold checkpoint and video")
     modes = ["disabled", "offline", "online"]
-    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="W&B; online uploads")
+    add("--wandb-mode", default=os.environ.get("WANDB_MODE") or "offline", choices=modes, help="online: upload runs")
     add("--wandb-project", default=os.environ.get("WANDB_PROJECT") or "reference-rl", help="W&B project")
     args = parser.parse_args(argv)
     try:
@@ -168,7 +168,7 @@ class ActorCritic(nn.Module):
 
 
 def mlp(num_inputs, num_outputs, gain):
-    """Make two hidden layers of 64 units and an output layer; gain is that of the output layer's initial weights."""
+    """Make two hidden layers of 64 units and an output layer; gain scales the output layer's initial weights."""
     hidden = init(nn.Linear(num_inputs, 64), 2**0.5), nn.Tanh(), init(nn.Linear(64, 64), 2**0.5), nn.Tanh()
     return nn.Sequential(*hidden, init(nn.Linear(64, num_outputs), gain))
 
@@ -333,7 +333,7 @@ def train(args):
         torch.set_num_threads(1)  # one thread is faster than several for a network this small
     agent = ActorCritic(env.observation_space, int(env.action_space.n))
     agent.to(args.device)
-    if "mps" not in args.device:  # PyTorch 2.13 misreads this layout there, silently (its issue 192212)
+    if "mps" not in args.device:  # on MPS, PyTorch 2.13 silently misreads this layout (its issue 192212)
         agent.to(memory_format=torch.channels_last)  # convolutions are faster in this layout
     # No momentum (β1 = 0), as in the paper; without Adam's bias correction the first steps would be too large.
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, betas=(0.0, 0.999), eps=1e-5, fused=True)
@@ -407,7 +407,7 @@ def train(args):
 
 
 def start_worker(workers, context, rank, *worker_args):
-    """Start a worker process and add it to workers, a dict {pipe that receives its reports: process}."""
+    """Start a worker process and add it to workers, a dict {pipe that receives its output: process}."""
     receiver, sender = context.Pipe(duplex=False)  # one pipe per worker: a killed worker holds no lock that others need
     process = context.Process(target=run_worker, args=(sender, rank, *worker_args), name=f"worker {rank}", daemon=True)
     can_mask_signals = hasattr(signal, "pthread_sigmask")  # not on Windows
