@@ -1,4 +1,4 @@
-"""CartPole-v1 without its two velocities: the pole's direction must be inferred from memory.
+"""CartPole-v1 without its two velocities, which must be inferred from memory.
 
 --env-id benchmark.masked_cartpole:MaskedCartPole-v0
 """

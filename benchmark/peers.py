@@ -7,7 +7,7 @@
     python benchmark/peers.py today        how the programs of other repositories end on today's libraries; 5 minutes
 
 Missing virtual environments are created at benchmark/.venv-NAME from PINS (once; a few minutes of downloading), and
-SOURCES are cloned into benchmark/.venv-sources; an existing clone is used as it is. All parts except `today` run in the
+SOURCES are cloned into benchmark/.venv-sources and checked out at these commits. All parts except `today` run in the
 Stable-Baselines3 environment. Each program runs in its own process, with one thread if its network is tiny. Results are
 in benchmark/results: speeds.csv, peers_curves.csv, control.csv, control_curves.csv and peers_today.csv.
 """
@@ -64,7 +64,7 @@ def interpreter(name):
 
 
 def source(repository):
-    """Return the folder of a repository's clone, made at its commit unless it exists."""
+    """Return the folder of a repository's clone at its commit; clone it if it is missing."""
     folder, commit = ROOT / "benchmark" / ".venv-sources" / repository.split("/")[1], SOURCES[repository]
     if not folder.exists():
         subprocess.run(["git", "clone", "--quiet", f"https://github.com/{repository}", folder])

@@ -144,7 +144,7 @@ def command_line(script, flags):
 
 
 def fingerprint(script, flags=()):
-    """Return a short hash of the script's code, without comments, docstrings and help texts, and its settings files."""
+    """Return a short hash of the settings files and of the code without comments, docstrings and help texts."""
     tree = ast.parse(PATHS[script].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -261,7 +261,7 @@ def main():
     add("--name", help="name of the result files (default: SCRIPT_ENVIRONMENT)")
     add("--jobs", type=int, default=1, help="seeds at once, up to the cores; 1 to measure time (default)")
     add("--threshold", type=float, help="count the seeds whose evaluation reaches this mean return")
-    add("--same", action="store_true", help="check that the stored results are those of the current script")
+    add("--same", action="store_true", help="repeat seed 1; if it is unchanged, mark all rows as current")
     args = parser.parse_args(own)
 
     script = args.script.removesuffix(".py")
@@ -282,8 +282,8 @@ def main():
     rows = read_csv(path)
     missing = sorted(set(range(1, args.seeds + 1)) - {int(row["seed"]) for row in rows})
     if args.same:
-        if not rows:
-            parser.error(f"argument --same: there is no {path.relative_to(ROOT)}")
+        if "1" not in {row["seed"] for row in rows}:
+            parser.error(f"argument --same: {path.relative_to(ROOT)} does not hold seed 1")
         return check_same(name, script, flags)
     if other := {row["command"] for row in rows} - {command}:
         parser.error(f"{path.relative_to(ROOT)} holds runs of {other.pop()}: remove it and its curves, or use --name")
@@ -294,7 +294,7 @@ def main():
     report(read_csv(path), args.threshold)
     if curves := stored_curves(f"{name}_curves"):
         fig, ax = axes(f"{script}.py on {wanted.env_id}", "environment steps")
-        band(ax, curves, f"mean of {len(curves)} seeds" if len(curves) > 1 else "seed 1")
+        band(ax, curves, f"mean of {len(curves)} seeds" if len(curves) > 1 else f"seed {read_csv(path)[0]['seed']}")
         if args.threshold is not None:
             ax.axhline(args.threshold, color="black", linestyle="--", linewidth=1.2)
         fig.savefig(path.with_suffix(".png"))

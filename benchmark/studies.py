@@ -11,7 +11,7 @@
     python benchmark/studies.py frames        what dqn.py --pixels observes of CartPole-v1
     python benchmark/studies.py memory        memory of a replay buffer of a million Atari transitions; 8 GB, 30 s
 
-Each study writes its CSV and PNG to benchmark/results; asynchrony --plot-only redraws from what is stored.
+Studies write a CSV, a PNG or both to benchmark/results; asynchrony --plot-only redraws from stored data.
 """
 
 import argparse

@@ -9,19 +9,23 @@ import torch
 import wandb
 
 HERE = Path(__file__).parent
+WANDB_VARIABLES = [name for name in os.environ if name.startswith("WANDB_")]
 sys.path[:0] = [str(path) for path in (HERE.parent, HERE.parent / "related", HERE)]  # the scripts, and probes.py
 
 import probes  # noqa: E402, F401
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Each test runs in an empty folder, on the CPU, with gradients, without the caller's W&B settings."""
+def own_folder(tmp_path, monkeypatch, request):
+    """Run each test in an empty folder, on the CPU unless marked gpu, with gradients, without the user's W&B settings."""
     torch.set_grad_enabled(True)  # a signal in another test can have left it off
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # in this process
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # in the processes it starts
-    for name in ("WANDB_MODE", "WANDB_PROJECT"):
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # in this process
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # in the processes it starts
+    elif not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    for name in WANDB_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(wandb, "run", None)  # which a test that ends without wandb.finish would leave set
 
@@ -30,7 +34,7 @@ def own_folder(tmp_path, monkeypatch):
 def forkserver_errors(tmp_path_factory):
     """Start a server from which workers are forked -> the file of their error output, of the current test alone."""
     context = torch.multiprocessing.get_context("forkserver")
-    # What is slow to import; an optimizer imports torch._dynamo, and a process its parent's __main__, which is pytest.
+    # Slow imports: an optimizer imports torch._dynamo, and a child process its parent's __main__, which is pytest.
     context.set_forkserver_preload(["torch", "torch._dynamo", "gymnasium", "wandb", "pytest"])
     path, stderr = tmp_path_factory.mktemp("forkserver") / "errors", os.dup(2)
     with path.open("a") as file:

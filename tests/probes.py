@@ -1,6 +1,7 @@
-"""Tiny environments with known solutions, registered on import: `probes:Name-v0` or, once imported, `Name-v0`."""
+"""Tiny environments, solvable or faulty, registered on import: `probes:Name-v0` or, once imported, `Name-v0`."""
 
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -118,7 +119,7 @@ class Quit(Crash):
 
 
 class CrashTable(Crash):
-    """The same with a single discrete observation."""
+    """Crash with a single discrete observation."""
 
     observation_space = Discrete(1)
 
@@ -295,7 +296,7 @@ class Bounds(Cue):
 
 
 class Fixed(Bounds):
-    """Actions of half precision, one of which cannot be chosen."""
+    """Half-precision actions, one component of which is fixed."""
 
     action_space = Box(np.float16([-1, 3]), np.float16([1, 3]), dtype=np.float16)
 
@@ -307,21 +308,6 @@ class Growing(Cue):
 
     def show(self):
         return (self.state.copy(),)
-
-
-class Endless(Cue):
-    """Only action 1 ends an episode, and it costs 1."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
-
-    def __init__(self, render_mode=None):
-        self.render_mode = render_mode
-
-    def render(self):
-        return np.zeros((400, 600, 3), np.uint8)
-
-    def step(self, action):
-        return self.show(), -float(action), bool(action), False, {}
 
 
 class WrongShape(Cue):
@@ -375,16 +361,14 @@ class Mixed(Cue):
 
 
 class OnlyOne(Cue):
-    """A simulator of which only one can be open."""
-
-    open = 0
+    """A simulator of which only one can be open, in all processes together."""
 
     def __init__(self):
-        assert OnlyOne.open == 0, "another one is open"
-        OnlyOne.open += 1
+        self.lock = Path("open").resolve()
+        self.lock.touch(exist_ok=False)  # FileExistsError if another one is open
 
     def close(self):
-        OnlyOne.open = 0
+        self.lock.unlink(missing_ok=True)
 
 
 class OnlyOneTable(OnlyOne):
@@ -436,16 +420,6 @@ class IntegerAction(Probe):
     action_space = Box(0, 10, (2,), np.int32)
 
 
-class NeedsArgument(Probe):
-    def __init__(self, size):
-        self.size = size
-
-
-class BrokenReset(Probe):
-    def reset(self, *, seed=None, options=None):
-        raise ZeroDivisionError("by its reset")
-
-
 def same_step(num_envs, **kwargs):
     """A vector environment that resets in the same step that ends an episode."""
     return gym.vector.SyncVectorEnv([ConstantReward] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
@@ -462,6 +436,31 @@ class CountsLives(gym.vector.SyncVectorEnv):
         *result, infos = super().step(actions)
         self.lives -= np.arange(self.num_envs) % 2
         return *result, infos | ({"lives": self.lives.copy()} if self.counted else {})
+
+
+class Lives(gym.vector.VectorEnv):
+    """An Atari game with two lives: a life is lost at steps 2 and 5, where the game ends; truncated in game 2."""
+
+    num_envs = 1
+    single_observation_space, single_action_space = Box(0, 255, (4, 84, 84), np.uint8), Discrete(2)
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def outcome(self, reward=0.0, terminated=False, truncated=False):
+        obs = np.full((1, 4, 84, 84), 10 * self.game + self.t, np.uint8)
+        lives = {"lives": np.array([2 - (self.t >= 2) - (self.t >= 5)], np.int32)}
+        return obs, np.array([reward]), np.array([terminated]), np.array([truncated]), lives
+
+    def reset(self, *, seed=None, options=None):
+        self.game, self.t = 0, 0
+        obs, *_, infos = self.outcome()
+        return obs, infos
+
+    def step(self, action):
+        if self.t == (4 if self.game % 2 else 5):
+            self.game, self.t = self.game + 1, 0
+            return self.outcome()
+        self.t += 1
+        return self.outcome(1.0, self.t == 5, self.game % 2 == 1 and self.t == 4)
 
 
 gym.register("SameStep-v0", entry_point=ConstantReward, vector_entry_point=same_step)
@@ -484,8 +483,6 @@ for probe, limit in (
     (Scripted, None),
     (MultiDiscreteAction, None),
     (IntegerAction, None),
-    (NeedsArgument, None),
-    (BrokenReset, None),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)
 
@@ -518,6 +515,5 @@ for probe in (
     Kwargs,
 ):
     gym.register(f"{probe.__name__}-v0", probe, max_episode_steps=20)
-gym.register("Endless-v0", Endless)
 gym.register("Recorded-v0", recorded)
 gym.register("RecordedLake-v0", recorded_lake)

@@ -336,8 +336,8 @@ def test_same_seed_same_run_whatever_is_logged(name, short_run):
     if name not in FREE:
         quiet, history_quiet = module.train(args)
         assert history == history_quiet and np.array_equal(weights(run.agent), weights(quiet))
-    other, _ = module.train(quick(name, "--seed", "2", "--eval-episodes", "0")[1])
-    assert not np.array_equal(weights(run.agent), weights(other))
+        other, _ = module.train(quick(name, "--seed", "2", "--eval-episodes", "0")[1])
+        assert not np.array_equal(weights(run.agent), weights(other))
 
 
 def test_evaluate(name, short_run):
@@ -391,12 +391,12 @@ def test_terminal_output(name, short_run):
 
 def test_a_terminal_without_unicode_prints_question_marks(name, monkeypatch):
     for flags in (["--help"], []):
-        terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", terminal)
             assert main(name, *flags) in (0, None)
         terminal.flush()
-        assert b"?" in terminal.buffer.getvalue() or flags == []
+        assert b"?" in terminal.buffer.getvalue()  # for γ, or for ± in the evaluation
 
 
 # Resuming
@@ -477,11 +477,11 @@ def test_checkpoints_that_do_not_fit_are_refused(name, short_run, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(name, short_run, tmp_path):
-    """Full somewhere within the checkpoint, here by a limit on the size of files; the error names the cause."""
+    """It fills up partway through the checkpoint, here by a limit on the size of files; the error names the cause."""
     resource = pytest.importorskip("resource", reason="needs Unix")
     path = copy_of(short_run(name), tmp_path)
     before, limits = Path(path).read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    for share in (0.6, 0.75, 0.9):  # more than the memory that processes share, which is files, too
+    for share in (0.6, 0.75, 0.9):  # shared memory consists of files, too, and must fit
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(before)), limits[1]))
         try:
             with pytest.raises(OSError, match="File too large"):
@@ -520,11 +520,11 @@ def test_signals_end_the_run_with_a_checkpoint(name, signum, code, tmp_path, mon
 
 
 def test_sigterm_in_the_shell(name, handlers):
-    """A run with W&B, whose service is another process; Ctrl-C in the shell is in the tests of the other scripts."""
+    """With W&B, whose service is another process and keeps the code; Ctrl-C is in the tests of the other scripts."""
     if name != "a2c":
         pytest.skip("the twins of a2c.py end in the same way")
     flags = "--total-timesteps 100000000 --log-interval 1000 --wandb-mode offline"
-    command = [sys.executable, PATHS[name], *QUICK["default"].split(), *flags.split()]
+    command = [sys.executable, shutil.copy(PATHS[name], "."), *QUICK["default"].split(), *flags.split()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     next(line for line in process.stdout if line.startswith("step"))
     time.sleep(0.2)
@@ -534,6 +534,8 @@ def test_sigterm_in_the_shell(name, handlers):
     (path,) = Path("runs").glob("*/*")
     assert path.name == "checkpoint.pt" and f"checkpoint  {path}\n" in out
     assert torch.load(path, weights_only=True)["global_step"] > 1000
+    (code,) = Path("wandb").glob("offline-run-*/files/code/a2c.py")
+    assert code.read_text() == source(name)
 
 
 def not_finite(name, env_id):
@@ -627,7 +629,7 @@ def test_lives_count_only_in_atari(name):
 
 
 def test_bounded_actions_cover_their_range(name):
-    """Actions from 50 to 100, where 75 is best: the initial N(0, 1) earns 7 per episode; clipped at 50 it earns 0."""
+    """Actions from 50 to 100, best at 75. Rescaled, the initial N(0, 1) earns 7 per episode; only clipped, 0."""
     if name in {"tabular_q", "dqn", "ga3c", "gorila", "impala", "pgql"}:
         pytest.skip("discrete actions only")
     module, args = quick(name, "--env-id", "probes:Percent-v0", "--learning-rate", "0")
@@ -736,12 +738,13 @@ def test_a_checkpoint_from_mps_has_its_optimizer_laid_out_anew(name, tmp_path, m
             assert state_of[weights][key].stride() == weights.stride()
 
 
-def test_observations_of_another_shape_are_an_error(name):
+def test_observations_of_another_shape_are_an_error(name, forkserver_errors):
     if name == "tabular_q":
         pytest.skip("states are integers")
     module, args = quick(name, "--env-id", "probes:WrongShape-v0")
-    with pytest.raises(Exception, match=r"shape|dimensionality|worker 0|agent 0|bundle 0"):
+    with pytest.raises(Exception, match="bundle 0" if name == "gorila" else "shape|dimensionality"):
         module.train(args)
+    assert name != "gorila" or "wrong dimensionality" in forkserver_errors.read_text()
 
 
 def test_one_environment_at_a_time(name):
@@ -764,7 +767,7 @@ def test_a_video_of_an_environment_that_cannot_render_is_refused_before_training
 
 
 def test_wandb_offline_run_read_back(name, tmp_path, capfd):
-    """The data that W&B holds after a run, the video and the script included."""
+    """The data that W&B holds after a run, its video included."""
     wandb.teardown()  # makes it forget the folder of an earlier test
     short = ["--env-kwargs", '{"max_episode_steps": 20}']  # a long video takes seconds
     module, args = quick(name, "--wandb-mode", "offline", "--seed", "7", "--capture-video", *short)

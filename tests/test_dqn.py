@@ -300,7 +300,7 @@ def test_transitions_are_sampled_uniformly():
 
 
 def test_a_million_atari_transitions_take_7_gb():
-    """There are four more rows than transitions: one for the newest observation and three for older frames."""
+    """Four rows come on top of the transitions: one for the newest observation, three for older frames."""
     buffer = dqn.ReplayBuffer(1000, 8, (4, 84, 84), np.uint8, None)
     num_bytes = sum(x.nbytes for x in vars(buffer).values() if isinstance(x, np.ndarray))
     assert num_bytes / (1000 + 4 * 8) * 1e6 == 7.07e9
@@ -594,35 +594,10 @@ def test_no_game_starts_by_itself():
         envs.close()
 
 
-class Lives(gym.vector.VectorEnv):
-    """An Atari game with two lives: a life is lost at steps 2 and 5, where the game ends; truncated in game 2."""
-
-    num_envs = 1
-    single_observation_space, single_action_space = box(4, 84, 84), Discrete(2)
-    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
-
-    def outcome(self, reward=0.0, terminated=False, truncated=False):
-        obs = np.full((1, 4, 84, 84), 10 * self.game + self.t, np.uint8)
-        lives = {"lives": np.array([2 - (self.t >= 2) - (self.t >= 5)], np.int32)}
-        return obs, np.array([reward]), np.array([terminated]), np.array([truncated]), lives
-
-    def reset(self, *, seed=None, options=None):
-        self.game, self.t = 0, 0
-        obs, *_, infos = self.outcome()
-        return obs, infos
-
-    def step(self, action):
-        if self.t == (4 if self.game % 2 else 5):
-            self.game, self.t = self.game + 1, 0
-            return self.outcome()
-        self.t += 1
-        return self.outcome(1.0, self.t == 5, self.game % 2 == 1 and self.t == 4)
-
-
 @pytest.mark.parametrize("flag", ["--terminal-on-life-loss", "--no-terminal-on-life-loss"])
 def test_a_lost_life_stops_the_bootstrap_but_not_the_game(monkeypatch, flag):
     """Games of 5 steps that terminate alternate with games of 4 that are truncated; lives return in a reset."""
-    monkeypatch.setattr(dqn, "make_atari", lambda args, num_envs, **options: Lives())
+    monkeypatch.setattr(dqn, "make_atari", lambda args, num_envs, **options: probes.Lives())
     batches = spied(monkeypatch, "update", lambda *args: [x.numpy().copy() for x in args[3]])
     flags = "--env-id ALE/Pong-v5 --num-envs 1 --total-timesteps 110 --learning-starts 99 --train-interval 4"
     _, history = dqn.train(quick(*flags.split(), "--network", "nips", "--batch-size", "64", flag))

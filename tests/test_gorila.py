@@ -26,10 +26,12 @@ import probes
 import pytest
 import torch
 from gymnasium.spaces import Box
+from torch.nn import functional as F
 
 import dqn
 
 ROOT = Path(__file__).parents[1]
+FRAMES = Box(0, 255, (4, 84, 84), np.uint8)
 torch.set_num_threads(1)  # as in the script
 pytestmark = pytest.mark.usefixtures("handlers")
 
@@ -87,7 +89,7 @@ def flat(tensors):
 
 
 def test_functions_copied_from_other_scripts():
-    """These are copies, too, although test_twins_are_identical exempts or overlooks them."""
+    """These are copies, too, although test_twins_are_identical exempts them."""
 
     def texts(path):
         source = path.read_text()
@@ -95,9 +97,27 @@ def test_functions_copied_from_other_scripts():
         return {node.name: ast.get_source_segment(source, node) for node in nodes}
 
     own = texts(ROOT / "related" / "gorila.py")
-    copies = {"evaluate": "dqn", "td_target": "dqn", "end_workers": "a3c", "flatten_parameters": "a3c"}
-    for name, other in copies.items():
-        assert own[name] == texts(ROOT / f"{other}.py")[name], name
+    for name in ("evaluate", "td_target"):
+        assert own[name] == texts(ROOT / "dqn.py")[name], name
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("nips", [(16, 4, 8, 8), (32, 16, 4, 4), (256, 2592), (6, 256)]),
+        ("nature", [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (6, 512)]),
+    ],
+)
+def test_the_convolutions_are_those_of_the_papers(name, shapes):
+    network = gorila.QNetwork(FRAMES, 6, name, [64], False)
+    assert [tuple(p.shape) for p in network.parameters() if p.ndim > 1] == shapes
+    frames = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    x = frames / 255 - frames.sum((-2, -1), keepdim=True) / (255 * 84 * 84)
+    p = list(network.parameters())
+    for i, stride in enumerate((4, 2, 1)[: len(shapes) - 2]):
+        x = F.relu(F.conv2d(x, p[2 * i], p[2 * i + 1], stride=stride))
+    expected = F.relu(x.flatten(1) @ p[-4].T + p[-3]) @ p[-2].T + p[-1]
+    torch.testing.assert_close(network(frames), expected, rtol=1e-4, atol=1e-5)
 
 
 def make_networks(args, optimizer):
@@ -268,6 +288,22 @@ def test_lives_count_only_in_atari(monkeypatch):
     flags = "--env-id CountsLives-v0 --hidden-sizes 8 --learning-starts 0".split()
     records = act_and_learn(monkeypatch, constant_server(8 + 8 + 8 * 2 + 2, 20), *flags)
     assert not records[-1].batch[3].any()  # no episode terminates
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_lost_life_stops_the_bootstrap_but_not_the_game(monkeypatch, lost):
+    """A life is lost at step 2 of each game; every second game is truncated, the others terminate after step 5."""
+    monkeypatch.setattr(gorila, "make_atari", lambda args, num_envs, **options: probes.Lives())
+    flags = "--env-id ALE/Pong-v5 --network nips --num-envs 1 --learning-starts 99 --train-interval 4 --batch-size 64"
+    flag = "--terminal-on-life-loss" if lost else "--no-terminal-on-life-loss"
+    num_weights = sum(p.numel() for p in gorila.QNetwork(FRAMES, 2, "nips", [], False).parameters())
+    records = act_and_learn(monkeypatch, constant_server(num_weights, 30), *flags.split(), flag)
+    ends = {}
+    for record in records:
+        for obs, terminated in zip(record.batch[0], record.batch[3], strict=True) if record.batch else ():
+            game, t = divmod(int(obs[-1, 0, 0]), 10)
+            ends.setdefault((game % 2, t), set()).add(bool(terminated))
+    assert ends == {(g, t): {(t == 1 and lost) or (g, t) == (0, 4)} for g in (0, 1) for t in range(5 - g)}
 
 
 # The server, alone, with bundles that a test plays

@@ -564,7 +564,7 @@ def test_a_resumed_run_continues(recorded, tmp_path):
 # Flags, evaluation, environments
 
 
-def test_flags_that_exclude_each_other(capsys):
+def test_flags_that_are_refused(capsys):
     for flags, message in (
         ("--c-bar 2", "argument --c-bar: 2.0 exceeds --rho-bar 1.0"),
         (
@@ -684,7 +684,7 @@ def test_faults_end_all_actors(env_id, strike, error, message, tmp_path, monkeyp
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] >= 80 or "WrongShape" in env_id
     assert all(value.isfinite().all() for value in checkpoint["agent"].values())
-    if "Closing" in env_id:  # one that told the learner its spaces, and those of the workers that have started
+    if "Closing" in env_id:  # the learner's, opened for its spaces, and one per worker that has started
         assert Path("closed").read_text() in ("closed\n" * 2, "closed\n" * 3)
 
 

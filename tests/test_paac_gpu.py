@@ -23,7 +23,6 @@ import paac_gpu
 ROOT = Path(__file__).parents[1]
 FRAMES = Box(0, 255, (4, 84, 84), np.uint8)
 ROLLOUT = "observations actions rewards terminations dones is_transition".split()  # in the order of update's arguments
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 torch.set_num_threads(1)  # idle threads would busy-wait and slow the tests that run in parallel
 
 
@@ -335,7 +334,7 @@ def test_flags_given_with_resume_reach_the_optimizer(tmp_path, monkeypatch):
 # Atari
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_atari_rollouts(device):
     """Frames stay uint8 and are on the device; rewards are clipped for learning and logged as the game gives them."""
     flags = f"--env-id ALE/Qbert-v5 --num-envs 2 --num-steps 8 --total-timesteps 720 --device {device}"
@@ -399,7 +398,7 @@ def test_both_forms_of_a_game_agree(monkeypatch):
     while episodes < 2:
         assert infos["lives"][0] == rendered.unwrapped.envs[0].unwrapped.ale.lives()
         assert frames.shape == rendered_frames.shape == (1, 4, 84, 84) and frames.dtype == rendered_frames.dtype
-        assert np.abs(frames.astype(int) - rendered_frames).max() <= 1  # the last digit of the greys
+        assert np.abs(frames.astype(int) - rendered_frames).max() <= 1  # grey levels are rounded
         action = rng.integers(4, size=1)
         frames, *result, infos = ale.step(action)
         rendered_frames, *rendered_result, _ = rendered.step(action)
@@ -622,7 +621,7 @@ def test_each_rank_has_a_gpu(device, chosen, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert paac_gpu.start_ranks(args) == (1, 2) and devices == chosen
-    assert backends == ["gloo" if device == "cpu" else "nccl"]  # the default is not Gloo on a CPU with a CUDA build
+    assert backends == ["gloo" if device == "cpu" else "nccl"]  # a CUDA build's default would not be Gloo
 
 
 # Probe environments
