@@ -17,7 +17,7 @@ import probes  # noqa: E402, F401
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch, request):
-    """Run each test in an empty folder, on the CPU unless marked gpu, with gradients, without the user's W&B settings."""
+    """Run a test in an empty folder, with gradients, on the CPU unless marked gpu, without W&B's variables."""
     torch.set_grad_enabled(True)  # a signal in another test can have left it off
     monkeypatch.chdir(tmp_path)
     if request.node.get_closest_marker("gpu") is None:
