@@ -3,13 +3,15 @@
     python benchmark/peers.py speed        steps/s, alternately, in 5 rounds of about 4 minutes; --only a2c for one
     python benchmark/peers.py curves       returns on CartPole-v1, each with its authors' settings; 5 minutes per seed
     python benchmark/peers.py control      a2c.py and Stable-Baselines3's A2C on MuJoCo; 3 hours per seed
+    python benchmark/peers.py breakout     CleanRL's DQN on Breakout, 1M steps; 2 hours and 9 GB of memory per seed
     python benchmark/peers.py agreement    a2c.py and Stable-Baselines3: equal data and weights -> equal updates
     python benchmark/peers.py today        how the programs of other repositories end on today's libraries; 5 minutes
 
 Missing virtual environments are created at benchmark/.venv-NAME from PINS (once; a few minutes of downloading), and
 SOURCES are cloned into benchmark/.venv-sources and checked out at these commits. All parts except `today` run in the
 Stable-Baselines3 environment. Each program runs in its own process, with one thread if its network is tiny. Results are
-in benchmark/results: speeds.csv, peers_curves.csv, control.csv, control_curves.csv and peers_today.csv.
+in benchmark/results: speeds.csv, peers_curves.csv, control.csv, control_curves.csv, dqn_Breakout_CleanRL_curves.csv and
+peers_today.csv.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import functools
 import importlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +42,7 @@ PINS = {
     "today": "torch==2.13.0 gymnasium[classic-control,atari]==1.4.0 gym==0.26.2 numpy==2.4.6 opencv-python-headless "
     "tyro tensorboard setuptools<81",
 }
+PINS["cleanrl-atari"] = f"{PINS['cleanrl']} ale-py==0.8.1 shimmy==1.1.0 opencv-python-headless==4.7.0.72"
 SOURCES = {
     "vwxyzjn/cleanrl": "fe8d8a03c41a7ef5b523e2e354bd01c363e786bb",
     "seungeunrho/minimalRL": "c8efed8481e3cd40e9739cfde220a55522555b57",
@@ -53,7 +57,7 @@ def interpreter(name):
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     complete = folder / "complete.txt"  # written last: an installation that was interrupted starts again
     if not complete.exists() or complete.read_text() != pins:
-        if name == "cleanrl" and sys.version_info >= (3, 12):
+        if name.startswith("cleanrl") and sys.version_info >= (3, 12):
             sys.exit("peers.py: numpy 1.24.4, which CleanRL pins, needs Python 3.11")
         print(f"making benchmark/{folder.name} with {pins}: some minutes, once", flush=True)
         venv.create(folder, clear=True, with_pip=True)
@@ -267,10 +271,25 @@ def minimal_a3c(steps, seed, gamma=0.98):
 
 
 def cleanrl_dqn(steps, seed):
-    """Run CleanRL's dqn.py on CartPole-v1 as it is, with the versions it pins; its own clock starts with its loop."""
+    """Run CleanRL's dqn.py on CartPole-v1 as it is."""
+    return cleanrl(interpreter("cleanrl"), "dqn.py", steps, seed)
+
+
+def cleanrl_dqn_atari(steps, seed):
+    """Run CleanRL's dqn_atari.py on Breakout; buffer and start of learning are those of settings/dqn_Breakout.txt."""
+    import ale_py
+
+    python = interpreter("cleanrl-atari")
+    (roms,) = python.parent.parent.glob("**/ale_py/roms")  # empty: the old ale-py came without games
+    shutil.copy(Path(ale_py.__file__).parent / "roms" / "breakout.bin", roms)
+    return cleanrl(python, "dqn_atari.py", steps, seed, "--buffer-size", "300000", "--learning-starts", "20000")
+
+
+def cleanrl(python, program, steps, seed, *flags):
+    """Run one of CleanRL's programs, with the versions it pins; its own clock starts with its loop."""
     folder = source("vwxyzjn/cleanrl")
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [interpreter("cleanrl"), "-W", "ignore", folder / "cleanrl/dqn.py", "--no-cuda"]
+    command = [python, "-W", "ignore", folder / "cleanrl" / program, "--no-cuda", *flags]
     command += ["--total-timesteps", str(steps), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as empty:
         result = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
@@ -442,6 +461,19 @@ def control(args, steps=1_000_000):
             some = [row for row in rows if (row["env_id"], row["program"]) == (env_id, program)]
             means = [np.array([float(row[name]) for row in some]) for name in ("training", "eval_mean")]
             print(f"| {env_id} | {program} |", " | ".join(f"{x.mean():.0f} ± {x.std():.0f}" for x in means), "|")
+
+
+def breakout(args, steps=1_000_000):
+    """Store the mean return of the last 100 training games of CleanRL's DQN on Breakout, with the running time."""
+    path, pins = RESULTS / "dqn_Breakout_CleanRL_curves.csv", dict(p.split("==") for p in PINS["cleanrl-atari"].split())
+    rows = []
+    for seed in range(1, args.seeds + 1):
+        episodes, speed = fresh(cleanrl_dqn_atari, steps, seed)
+        for step, mean_return in curve([(step, value) for step, _, value in episodes], steps):
+            row = {"seed": seed, "global_step": step, "seconds": round(step / speed), "mean_return": mean_return}
+            rows.append(row | {name: pins.get(name, x) for name, x in setting().items()} | {"date": date.today()})
+        print(f"seed {seed}: {rows[-1]['mean_return']} after {rows[-1]['seconds']} s", flush=True)
+        write_csv(path, rows)
 
 
 # Agreement of a2c.py and Stable-Baselines3
@@ -656,19 +688,19 @@ def today(_):
 def main():
     """Parse the flags, switch to the right environment, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "curves", "control", "agreement", "today"])
+    parser.add_argument("what", choices=["speed", "curves", "control", "breakout", "agreement", "today"])
     parser.add_argument("--rounds", type=int, default=5, help="speed: how often it is measured (default: 5)")
     parser.add_argument(
         "--only", choices=sorted({script for script, *_ in CONTESTS.values()}), help="speed: one script"
     )
-    parser.add_argument("--seeds", type=int, default=2, help="curves, control: the seeds 1 to N (default: 2)")
+    parser.add_argument("--seeds", type=int, default=2, help="curves, control, breakout: the seeds 1 to N (default: 2)")
     args = parser.parse_args()
     if min(args.rounds, args.seeds) < 1:
         parser.error("--rounds and --seeds start at 1")
     python = Path(sys.executable) if args.what == "today" else interpreter("sb3")
     if python != Path(sys.executable):
         sys.exit(subprocess.run([python, __file__, *sys.argv[1:]]).returncode)
-    programs = [speed, curves, control, agreement, today]
+    programs = [speed, curves, control, breakout, agreement, today]
     {program.__name__: program for program in programs}[args.what](args)
 
 

@@ -2,7 +2,7 @@
 
     python benchmark/report.py tables     returns over seeds, and speeds beside peers, in Markdown
     python benchmark/report.py figures    learning curves beside those of peers: seconds.png, steps.png, a3c_masked.png,
-                                          control.png
+                                          dqn_Breakout_CleanRL.png, control.png
     python benchmark/report.py gif VIDEO GIF    five seconds of a recorded episode, such as video/rl-video-episode-0.mp4
 
 Returns: mean, standard deviation, lowest and interquartile mean (without the lowest and the highest quarter, rounded
@@ -90,7 +90,7 @@ def our_curves(name, axis):
 
 
 def figures():
-    """Draw all panels over seconds and over steps, A3C with and without a memory, and A2C on MuJoCo."""
+    """Draw all panels over seconds and over steps, A3C with and without a memory, DQN on Breakout, A2C on MuJoCo."""
     for axis, xlabel in (("seconds", "training time (s)"), ("global_step", "environment steps")):
         fig, panels = axes("", xlabel, nrows=2, ncols=3, figsize=(13, 7.5), dpi=130)
         for ax, (name, (title, peers)) in zip(panels.flat, PANELS.items(), strict=True):
@@ -110,6 +110,11 @@ def figures():
         curves = stored_curves(f"a3c_masked_{name}_curves")
         band(ax, curves, f"{label}, mean of {len(curves)} seeds", color)
     fig.savefig(RESULTS / "a3c_masked.png")
+
+    fig, ax = axes("DQN on Breakout, one seed each", "environment steps")
+    band(ax, stored_curves("dqn_Breakout_curves"), "dqn.py")
+    band(ax, stored_curves("dqn_Breakout_CleanRL_curves"), "CleanRL's dqn_atari.py", COLORS["CleanRL"])
+    fig.savefig(RESULTS / "dqn_Breakout_CleanRL.png")
 
     env_ids = list(dict.fromkeys(row["env_id"] for row in read_csv(RESULTS / "control.csv")))
     fig, panels = axes("", "environment steps", nrows=1, ncols=len(env_ids), figsize=(16, 4), dpi=130)
